@@ -1,0 +1,249 @@
+//! Domain names, in the one form that everything after this file compares, resolves, dials and logs.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Longest name in text form without the final dot (RFC 1035 §2.3.4: 255 octets on the wire).
+pub const MAX_NAME: usize = 253;
+/// Longest label (RFC 1035 §2.3.4).
+pub const MAX_LABEL: usize = 63;
+
+/// A fully qualified host name: lower-case A-labels of letters, digits, hyphens and underscores, without
+/// the final dot (RFC 952, RFC 1123 §2.1; the underscore as in RFC 8552).
+///
+/// Letter case and one final dot are made canonical. Everything else that is not such a name is rejected,
+/// never repaired: two readers of a repaired name may disagree about what it was.
+///
+/// The last label is neither all digits nor a `0x` number, so that no name can be read as an IPv4 address
+/// (WHATWG URL, "ends in a number").
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DomainName(Arc<str>);
+
+impl DomainName {
+    /// Reads a name as it stands in a request, a ClientHello or a DNS question.
+    ///
+    /// # Errors
+    /// Says the first thing that keeps `text` from being a name.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        check(name)?;
+        if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Ok(Self(Arc::from(name.to_ascii_lowercase())));
+        }
+        Ok(Self(Arc::from(name)))
+    }
+
+    /// Reads a name that a person wrote in a policy: as [`DomainName::parse`], but U-labels become A-labels
+    /// (RFC 5891, by UTS 46 without transitional processing).
+    ///
+    /// # Errors
+    /// As [`DomainName::parse`]; [`NameError::NotIdna`] where a U-label has no A-label.
+    pub fn parse_unicode(text: &str) -> Result<Self, NameError> {
+        if text.is_ascii() {
+            return Self::parse(text);
+        }
+        let ascii = idna::domain_to_ascii_strict(text).map_err(|_| NameError::NotIdna)?;
+        Self::parse(&ascii)
+    }
+
+    /// The canonical text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The labels from left to right.
+    pub fn labels(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.0.split('.')
+    }
+
+    /// The name and then each of its ancestors, the top-level domain last.
+    pub fn and_ancestors(&self) -> impl Iterator<Item = &str> {
+        std::iter::successors(Some(self.as_str()), |name| name.split_once('.').map(|(_, rest)| rest))
+    }
+
+    /// Whether this name lies below `parent` by at least one label.
+    #[must_use]
+    pub fn is_below(&self, parent: &Self) -> bool {
+        self.0.strip_suffix(parent.as_str()).is_some_and(|rest| rest.ends_with('.'))
+    }
+}
+
+impl fmt::Display for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DomainName({})", self.0)
+    }
+}
+
+/// Why a text is not a [`DomainName`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum NameError {
+    /// Nothing, or nothing but a dot.
+    #[error("the name is empty")]
+    Empty,
+    /// More than [`MAX_NAME`] bytes.
+    #[error("the name is longer than 253 bytes")]
+    TooLong,
+    /// Two dots in a row, or a dot in front.
+    #[error("a label of the name is empty")]
+    EmptyLabel,
+    /// A label of more than [`MAX_LABEL`] bytes.
+    #[error("a label of the name is longer than 63 bytes")]
+    LabelTooLong,
+    /// A label that begins or ends with a hyphen.
+    #[error("a label of the name begins or ends with a hyphen")]
+    Hyphen,
+    /// A byte below 0x20, or DEL.
+    #[error("the name has a control byte in it")]
+    ControlByte,
+    /// A byte of 0x80 or above: a client sends A-labels.
+    #[error("the name is not ASCII; a client sends the A-label form (xn--…)")]
+    NotAscii,
+    /// A `%`: percent-encoding has no place in a name.
+    #[error("the name is percent-encoded")]
+    PercentEncoded,
+    /// A `[` or `]`: brackets are for IPv6 addresses alone.
+    #[error("brackets stand round something that is not an IPv6 address")]
+    Bracketed,
+    /// Any other byte that no name has.
+    #[error("the name has a character that no host name has")]
+    Character,
+    /// A last label of digits or `0x…`: some readers take it for an IPv4 address.
+    #[error("the name ends in a number, which some programs read as an IPv4 address")]
+    Numeric,
+    /// A U-label that IDNA does not allow.
+    #[error("the name is not a valid internationalized name")]
+    NotIdna,
+}
+
+fn check(name: &str) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    // The alphabet first: what a hostile byte was is a better answer than how long the name was.
+    if let Some(error) = name.bytes().find_map(foreign) {
+        return Err(error);
+    }
+    if name.len() > MAX_NAME {
+        return Err(NameError::TooLong);
+    }
+    let mut last = "";
+    for label in name.split('.') {
+        check_label(label)?;
+        last = label;
+    }
+    if ends_in_number(last) { Err(NameError::Numeric) } else { Ok(()) }
+}
+
+fn check_label(label: &str) -> Result<(), NameError> {
+    match label.len() {
+        0 => Err(NameError::EmptyLabel),
+        1..=MAX_LABEL if label.starts_with('-') || label.ends_with('-') => Err(NameError::Hyphen),
+        1..=MAX_LABEL => Ok(()),
+        _ => Err(NameError::LabelTooLong),
+    }
+}
+
+/// What is wrong with a byte that no name has.
+fn foreign(byte: u8) -> Option<NameError> {
+    match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => None,
+        b'%' => Some(NameError::PercentEncoded),
+        b'[' | b']' => Some(NameError::Bracketed),
+        0..=0x1f | 0x7f => Some(NameError::ControlByte),
+        0x80.. => Some(NameError::NotAscii),
+        0x20..=0x7e => Some(NameError::Character),
+    }
+}
+
+fn ends_in_number(label: &str) -> bool {
+    let digits = label.bytes().all(|byte| byte.is_ascii_digit());
+    let hex = label
+        .strip_prefix("0x")
+        .or_else(|| label.strip_prefix("0X"))
+        .is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    digits || hex
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_and_one_final_dot_are_canonical() {
+        for text in ["pypi.org", "PyPI.org", "pypi.org.", "PYPI.ORG."] {
+            assert_eq!(DomainName::parse(text).unwrap().as_str(), "pypi.org", "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_name_says_why() {
+        let long_label = format!("{}.org", "a".repeat(64));
+        let long_name = format!("{}org", "a.".repeat(126));
+        assert_eq!(long_name.len(), 255);
+        let table: &[(&str, NameError)] = &[
+            ("", NameError::Empty),
+            (".", NameError::Empty),
+            ("pypi.org..", NameError::EmptyLabel),
+            (".pypi.org", NameError::EmptyLabel),
+            ("pypi..org", NameError::EmptyLabel),
+            ("[pypi.org]", NameError::Bracketed),
+            ("[[pypi.org]]", NameError::Bracketed),
+            ("a%00b", NameError::PercentEncoded),
+            ("fe80::1%eth0", NameError::Character),
+            ("a\0b.org", NameError::ControlByte),
+            ("a\r\nb.org", NameError::ControlByte),
+            ("a b.org", NameError::Character),
+            ("user@pypi.org", NameError::Character),
+            ("pypi.org/x", NameError::Character),
+            ("pypi.org\\x", NameError::Character),
+            ("*.pypi.org", NameError::Character),
+            ("pypi。org", NameError::NotAscii),
+            ("рypi.org", NameError::NotAscii),
+            ("-a.org", NameError::Hyphen),
+            ("a-.org", NameError::Hyphen),
+            ("2130706433", NameError::Numeric),
+            ("0x7f.1", NameError::Numeric),
+            ("0x7f000001", NameError::Numeric),
+            ("127.0.0.0x1", NameError::Numeric),
+            ("1.2.3", NameError::Numeric),
+            (&long_label, NameError::LabelTooLong),
+            (&long_name, NameError::TooLong),
+        ];
+        for (text, error) in table {
+            assert_eq!(DomainName::parse(text), Err(*error), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_limits_themselves_are_names() {
+        let label = "a".repeat(MAX_LABEL);
+        let name = format!("{label}.{label}.{label}.{}", "b".repeat(61));
+        assert_eq!(name.len(), MAX_NAME);
+        assert!(DomainName::parse(&name).is_ok());
+        assert!(DomainName::parse("_dmarc.pypi.org").is_ok());
+        assert!(DomainName::parse("localhost").is_ok());
+        assert!(DomainName::parse("1.2.3.com").is_ok());
+    }
+
+    #[test]
+    fn u_labels_are_for_policies() {
+        assert_eq!(DomainName::parse_unicode("Bücher.example").unwrap().as_str(), "xn--bcher-kva.example");
+        assert_eq!(DomainName::parse("bücher.example"), Err(NameError::NotAscii));
+    }
+
+    #[test]
+    fn below_is_by_whole_labels() {
+        let name = |text| DomainName::parse(text).unwrap();
+        assert!(name("a.pypi.org").is_below(&name("pypi.org")));
+        assert!(name("a.b.pypi.org").is_below(&name("pypi.org")));
+        assert!(!name("pypi.org").is_below(&name("pypi.org")));
+        assert!(!name("evilpypi.org").is_below(&name("pypi.org")));
+    }
+}
