@@ -1,0 +1,272 @@
+//! The file that records are appended to, and its rotation.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Write};
+use std::num::NonZeroU16;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{AuditTarget, OpenError};
+
+/// Readable by the owner and, for a log shipper, the group.
+const MODE: u32 = 0o640;
+/// How long a pipe that was set non-blocking by somebody else may be full before that counts as a failure.
+const POLL_MS: u16 = 1000;
+
+/// The open file.
+#[derive(Debug)]
+pub(super) struct Output {
+    file: File,
+    /// None for standard output.
+    target: Option<Target>,
+    /// Bytes in the file.
+    size: u64,
+    /// The size at which it is rotated; none for what is no regular file.
+    full_at: Option<u64>,
+    /// The last full file on its way to the disk.
+    syncing: Option<JoinHandle<io::Result<()>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Target {
+    path: PathBuf,
+    rotate: u64,
+    keep: NonZeroU16,
+}
+
+/// What opening the path again has shown.
+#[derive(Debug)]
+pub(super) enum Reopened {
+    /// It is the file that is open anyway.
+    Same,
+    Other(Output),
+}
+
+impl Output {
+    pub(super) fn open(target: AuditTarget) -> Result<Self, OpenError> {
+        match target {
+            AuditTarget::Stdout => open_stdout().map_err(|error| OpenError::io(Path::new("-"), error)),
+            AuditTarget::File { path, rotate, keep } => open_path(Target { path, rotate, keep }),
+        }
+    }
+
+    /// Appends, and returns how much was taken, which is at least a byte.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.file.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.size += count as u64;
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut writable = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+                    if poll(&mut writable, PollTimeout::from(POLL_MS))? == 0 {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// How many bytes the file has room for before it is full.
+    pub(super) fn room(&self) -> u64 {
+        self.full_at.map_or(u64::MAX, |full_at| full_at.saturating_sub(self.size))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.size == 0
+    }
+
+    /// Renames the full file to `path.1`, the older ones to the next number up, and goes on in a new one.
+    /// When that fails the open file stays in use.
+    pub(super) fn rotate(&mut self) -> Result<(), OpenError> {
+        let Some(target) = self.target.clone() else { return Ok(()) };
+        let renamed_by_others = !self.is_at(&target.path);
+        // The new file is there before anything is renamed: a disk without room for it changes nothing.
+        let fresh = if renamed_by_others { target.path.clone() } else { numbered(&target.path, "new") };
+        let mut next = open_regular(&fresh, &target)?;
+        if !renamed_by_others
+            && let Err(error) = shift(&target).and_then(|()| fs::rename(&fresh, &target.path))
+        {
+            // It is empty; one that stays is used by the next attempt.
+            _ = fs::remove_file(&fresh);
+            return Err(OpenError::io(&target.path, error));
+        }
+        next.syncing = self.syncing.take();
+        let full = std::mem::replace(self, next);
+        self.sync_aside(full.file);
+        Ok(())
+    }
+
+    /// Rotation has failed: the file may grow by as much again before it is tried once more.
+    pub(super) fn postpone_rotation(&mut self) {
+        let rotate = self.target.as_ref().map_or(u64::MAX, |target| target.rotate);
+        self.full_at = Some(self.size.saturating_add(rotate));
+    }
+
+    /// Opens the path anew.
+    pub(super) fn reopen(&self) -> Result<Reopened, OpenError> {
+        match &self.target {
+            Some(target) if !self.is_at(&target.path) => open_path(target.clone()).map(Reopened::Other),
+            Some(_) | None => Ok(Reopened::Same),
+        }
+    }
+
+    /// Brings the file to the disk, and the one before it. What is no regular file has no disk.
+    pub(super) fn sync(mut self) -> io::Result<()> {
+        let previous = self.syncing.take().map_or(Ok(()), wait);
+        let this = if self.full_at.is_some() { self.file.sync_all() } else { Ok(()) };
+        previous.and(this)
+    }
+
+    /// Brings a full file to the disk while records go on into the next: on a slow disk that takes seconds.
+    fn sync_aside(&mut self, full: File) {
+        if let Some(previous) = self.syncing.take() {
+            _ = wait(previous);
+        }
+        // Without a thread the system itself brings it to the disk, later.
+        self.syncing = thread::Builder::new().name("audit-sync".into()).spawn(move || full.sync_all()).ok();
+    }
+
+    /// Whether the path leads to the open file.
+    fn is_at(&self, path: &Path) -> bool {
+        let identity = |file: Metadata| (file.dev(), file.ino());
+        match (fs::symlink_metadata(path), self.file.metadata()) {
+            (Ok(there), Ok(here)) => identity(there) == identity(here),
+            (Err(_), _) | (_, Err(_)) => false,
+        }
+    }
+}
+
+fn wait(syncing: JoinHandle<io::Result<()>>) -> io::Result<()> {
+    syncing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that syncs ended early")))
+}
+
+fn open_stdout() -> io::Result<Output> {
+    let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    Ok(Output { file, target: None, size: 0, full_at: None, syncing: None })
+}
+
+fn open_path(target: Target) -> Result<Output, OpenError> {
+    let path = &target.path;
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return if folder(path).is_dir() {
+                open_regular(path, &target)
+            } else {
+                Err(OpenError::NoFolder(path.clone()))
+            };
+        }
+        Err(error) => return Err(OpenError::io(path, error)),
+    };
+    if found.is_symlink() {
+        Err(OpenError::SymbolicLink(path.clone()))
+    } else if found.is_file() {
+        open_regular(path, &target)
+    } else if found.is_fifo() || found.is_char_device() {
+        open_stream(target)
+    } else {
+        Err(OpenError::NotAFile(path.clone()))
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        Some(_) | None => Path::new("."),
+    }
+}
+
+fn open_regular(path: &Path, target: &Target) -> Result<Output, OpenError> {
+    let failed = |error| OpenError::io(path, error);
+    let file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(MODE)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(path)
+        .map_err(failed)?;
+    let found = file.metadata().map_err(failed)?;
+    if !found.is_file() {
+        return Err(OpenError::NotAFile(path.to_owned()));
+    }
+    let mut output = Output {
+        file,
+        target: Some(target.clone()),
+        size: found.len(),
+        full_at: Some(target.rotate),
+        syncing: None,
+    };
+    output.end_torn_line().map_err(failed)?;
+    Ok(output)
+}
+
+impl Output {
+    /// A machine that lost power, or a disk that was full, may have left half a record at the end. It gets a
+    /// line of its own.
+    fn end_torn_line(&mut self) -> io::Result<()> {
+        let mut last = *b"\n";
+        if let Some(at) = self.size.checked_sub(1) {
+            self.file.read_exact_at(&mut last, at)?;
+        }
+        if last == *b"\n" { Ok(()) } else { self.write(b"\n").map(drop) }
+    }
+}
+
+/// Opens a FIFO or a character device. A FIFO is opened without waiting for its reader, then written with
+/// waiting for room.
+fn open_stream(target: Target) -> Result<Output, OpenError> {
+    let opened = OpenOptions::new()
+        .write(true)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+        .open(&target.path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => {
+            return Err(OpenError::NoReader(target.path));
+        }
+        Err(error) => return Err(OpenError::io(&target.path, error)),
+    };
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))
+        .map_err(|error| OpenError::io(&target.path, error.into()))?;
+    Ok(Output { file, target: Some(target), size: 0, full_at: None, syncing: None })
+}
+
+/// Makes `path.1` free: every number becomes the next, and what is beyond the last one kept goes.
+fn shift(target: &Target) -> io::Result<()> {
+    let at = |number: u32| numbered(&target.path, &number.to_string());
+    let keep = u32::from(target.keep.get());
+    for number in (1..keep).rev() {
+        rename_if_there(&at(number), &at(number + 1))?;
+    }
+    for beyond in (keep + 1..).map(at).take_while(|path| path.exists()) {
+        fs::remove_file(beyond)?;
+    }
+    fs::rename(&target.path, at(1))
+}
+
+fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+fn numbered(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".");
+    name.push(suffix);
+    PathBuf::from(name)
+}

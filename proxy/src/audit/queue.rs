@@ -1,0 +1,352 @@
+//! What sessions and the writing thread share: the records that wait, and what became of the others.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+
+use super::AuditUnavailable;
+
+/// What the writer has done so far, and what waits.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct AuditCounts {
+    /// Records that wait or are being written.
+    pub queued_records: u64,
+    /// Their bytes.
+    pub queued_bytes: u64,
+    /// Records that `write(2)` has taken.
+    pub written: u64,
+    /// Records that were lost: for want of room, or at shutdown.
+    pub dropped: u64,
+    /// Attempts to write that failed.
+    pub write_errors: u64,
+    /// Calls of `write(2)` that took something.
+    pub writes: u64,
+    /// Files that were full.
+    pub rotations: u64,
+}
+
+/// The queue and the counts.
+#[derive(Debug)]
+pub(super) struct Shared {
+    queue: Mutex<Queue>,
+    /// Wakes the writer.
+    wake: Condvar,
+    /// Bytes that the queue has room for. A record's bytes are given back when they are written.
+    room: Semaphore,
+    capacity: u32,
+    writable: AtomicBool,
+    queued_records: AtomicU64,
+    written: AtomicU64,
+    dropped: AtomicU64,
+    /// Those of the dropped that no line of the file tells of yet.
+    untold: AtomicU64,
+    pub(super) write_errors: AtomicU64,
+    pub(super) writes: AtomicU64,
+    pub(super) rotations: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    batch: Batch,
+    reopen: bool,
+    /// Set when no more records are taken: until then what is queued may be tried.
+    closing: Option<Instant>,
+    /// The writer waits to be woken.
+    idle: bool,
+}
+
+/// What the writer has to do next.
+#[derive(Debug)]
+pub(super) enum Task {
+    Write(Batch),
+    Reopen,
+    /// Everything is written and nothing more will come.
+    Finish,
+}
+
+/// What ended the writer's pause.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// Time; or nothing in particular.
+    Over,
+    Reopen,
+    /// The time to shut down has passed.
+    GiveUp,
+}
+
+impl Shared {
+    pub(super) fn new(capacity: u32) -> Self {
+        Self {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            room: Semaphore::new(capacity as usize),
+            capacity,
+            writable: AtomicBool::new(true),
+            queued_records: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            untold: AtomicU64::new(0),
+            write_errors: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            rotations: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether the last attempt to write succeeded, and tells what was noted before.
+    pub(super) fn note_writable(&self, writable: bool) -> bool {
+        self.writable.swap(writable, Ordering::Relaxed)
+    }
+
+    pub(super) fn counts(&self) -> AuditCounts {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        AuditCounts {
+            queued_records: load(&self.queued_records),
+            queued_bytes: u64::from(self.capacity).saturating_sub(self.room.available_permits() as u64),
+            written: load(&self.written),
+            dropped: load(&self.dropped),
+            write_errors: load(&self.write_errors),
+            writes: load(&self.writes),
+            rotations: load(&self.rotations),
+        }
+    }
+
+    pub(super) fn ask_to_reopen(&self) {
+        self.lock().reopen = true;
+        self.wake.notify_one();
+    }
+
+    /// Takes no more records; what is queued may be tried until `deadline`.
+    pub(super) fn close(&self, deadline: Instant) {
+        let mut queue = self.lock();
+        queue.closing = Some(queue.closing.map_or(deadline, |earlier| earlier.min(deadline)));
+        drop(queue);
+        self.room.close();
+        self.wake.notify_one();
+    }
+
+    /// Waits for the writer's next task, and takes everything that is queued in exchange for `spare`. It may
+    /// be nothing, where the file has yet to be told of dropped records.
+    pub(super) fn next_task(&self, spare: Batch) -> Task {
+        let mut queue = self.lock();
+        loop {
+            if mem::take(&mut queue.reopen) {
+                return Task::Reopen;
+            }
+            if !queue.batch.is_written() || self.untold.load(Ordering::Relaxed) > 0 {
+                return Task::Write(mem::replace(&mut queue.batch, spare));
+            }
+            if queue.closing.is_some() {
+                return Task::Finish;
+            }
+            queue.idle = true;
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets an unwritable file rest. Ends early when there is something new to try.
+    pub(super) fn pause(&self, length: Duration) -> Pause {
+        let queue = self.lock();
+        let rested =
+            |queue: &mut Queue| !queue.reopen && queue.closing.is_none_or(|end| Instant::now() < end);
+        let length =
+            queue.closing.map_or(length, |end| length.min(end.saturating_duration_since(Instant::now())));
+        let (mut queue, _) =
+            self.wake.wait_timeout_while(queue, length, rested).unwrap_or_else(PoisonError::into_inner);
+        if mem::take(&mut queue.reopen) {
+            return Pause::Reopen;
+        }
+        match queue.closing {
+            Some(end) if end <= Instant::now() => Pause::GiveUp,
+            Some(_) | None => Pause::Over,
+        }
+    }
+
+    /// The number of dropped records that the file has no line about yet. The caller writes that line.
+    pub(super) fn take_untold(&self) -> u64 {
+        self.untold.swap(0, Ordering::Relaxed)
+    }
+
+    /// Gives back the room of records that are written, and lets their sessions go on.
+    pub(super) fn acknowledge(&self, lines: impl Iterator<Item = Line>) {
+        let mut room = 0;
+        for line in lines {
+            room += line.held as usize;
+            if line.held > 0 {
+                self.queued_records.fetch_sub(1, Ordering::Relaxed);
+            }
+            self.written.fetch_add(1, Ordering::Relaxed);
+            if let Some(written) = line.written {
+                // Nobody waits any more: the record is written all the same.
+                _ = written.send(());
+            }
+        }
+        self.room.add_permits(room);
+    }
+
+    /// Records that were queued and will not be written.
+    pub(super) fn give_up(&self) {
+        self.dropped.fetch_add(self.queued_records.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    fn count_dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.untold.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A record on its way into the queue. One that never gets there, be it because its session was cancelled, is
+/// counted as dropped.
+#[derive(Debug)]
+pub(super) struct Pending<'a> {
+    shared: &'a Shared,
+    line: Vec<u8>,
+    queued: bool,
+}
+
+impl<'a> Pending<'a> {
+    pub(super) fn new(shared: &'a Shared, line: Vec<u8>) -> Self {
+        Self { shared, line, queued: false }
+    }
+
+    /// Waits for room.
+    pub(super) async fn queue(self, written: Option<oneshot::Sender<()>>) -> Result<(), AuditUnavailable> {
+        let room = self.shared.room.acquire_many(self.held()).await.map_err(|_| AuditUnavailable)?;
+        self.push(room, written)
+    }
+
+    /// Takes room that is there, or none.
+    pub(super) fn try_queue(self, written: Option<oneshot::Sender<()>>) -> Result<(), AuditUnavailable> {
+        let room = self.shared.room.try_acquire_many(self.held()).map_err(|_| AuditUnavailable)?;
+        self.push(room, written)
+    }
+
+    /// A record longer than the whole queue takes all of it.
+    fn held(&self) -> u32 {
+        u32::try_from(self.line.len()).unwrap_or(u32::MAX).clamp(1, self.shared.capacity)
+    }
+
+    fn push(
+        mut self,
+        room: SemaphorePermit<'a>,
+        written: Option<oneshot::Sender<()>>,
+    ) -> Result<(), AuditUnavailable> {
+        let mut queue = self.shared.lock();
+        if queue.closing.is_some() {
+            return Err(AuditUnavailable);
+        }
+        queue.batch.push(&self.line, self.held(), written);
+        self.shared.queued_records.fetch_add(1, Ordering::Relaxed);
+        if mem::take(&mut queue.idle) {
+            self.shared.wake.notify_one();
+        }
+        drop(queue);
+        room.forget();
+        self.queued = true;
+        Ok(())
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if !self.queued {
+            self.shared.count_dropped();
+        }
+    }
+}
+
+/// Records that are written together.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    bytes: Vec<u8>,
+    /// The records that are not wholly written, in order.
+    lines: VecDeque<Line>,
+    /// Where the first of them begins.
+    line_start: usize,
+    /// How much is written.
+    written: usize,
+}
+
+/// A record in a batch.
+#[derive(Debug)]
+pub(super) struct Line {
+    end: usize,
+    /// The room it holds in the queue; none for a line of the writer's own.
+    held: u32,
+    written: Option<oneshot::Sender<()>>,
+}
+
+impl Batch {
+    pub(super) fn push(&mut self, line: &[u8], held: u32, written: Option<oneshot::Sender<()>>) {
+        self.bytes.extend_from_slice(line);
+        self.lines.push_back(Line { end: self.bytes.len(), held, written });
+    }
+
+    pub(super) fn is_written(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Whether a record is partly written, so that nothing else may come before its rest.
+    pub(super) fn is_mid_line(&self) -> bool {
+        self.written > self.line_start
+    }
+
+    /// What is left to write of the record that is partly written.
+    pub(super) fn rest_of_line(&self) -> &[u8] {
+        match self.lines.front() {
+            Some(line) if self.is_mid_line() => self.bytes.get(self.written..line.end).unwrap_or_default(),
+            Some(_) | None => &[],
+        }
+    }
+
+    /// The whole records that fit into `room` bytes. None may fit.
+    pub(super) fn lines_within(&self, room: u64) -> &[u8] {
+        let fitting = self.lines.partition_point(|line| (line.end - self.written) as u64 <= room);
+        let end = fitting
+            .checked_sub(1)
+            .and_then(|last| self.lines.get(last))
+            .map_or(self.written, |line| line.end);
+        self.bytes.get(self.written..end).unwrap_or_default()
+    }
+
+    /// The next record alone, or what is left of it.
+    pub(super) fn next_line(&self) -> &[u8] {
+        let end = self.lines.front().map_or(self.written, |line| line.end);
+        self.bytes.get(self.written..end).unwrap_or_default()
+    }
+
+    /// Notes that `count` more bytes are written, and gives up the records that are whole now.
+    pub(super) fn advance(&mut self, count: usize) -> impl Iterator<Item = Line> + use<> {
+        self.written += count;
+        let whole = self.lines.partition_point(|line| line.end <= self.written);
+        if let Some(last) = whole.checked_sub(1).and_then(|last| self.lines.get(last)) {
+            self.line_start = last.end;
+        }
+        let rest = self.lines.split_off(whole);
+        mem::replace(&mut self.lines, rest).into_iter()
+    }
+
+    /// Begins the record that is partly written once more, for another file.
+    pub(super) fn rewind(&mut self) {
+        self.written = self.line_start;
+    }
+
+    /// Empty, with its memory kept unless that has grown large.
+    pub(super) fn cleared(mut self) -> Self {
+        const KEPT: usize = 1 << 20;
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT);
+        Self { bytes: self.bytes, ..Self::default() }
+    }
+}

@@ -1,0 +1,258 @@
+//! The client's side of a session: its stream, and the bytes of it that were read ahead.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, BytesMut};
+use outgate_rules::Reason;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::head::{BadHead, HeadScanner, MAX_HEAD, RequestHead};
+use crate::hello::{self, ClientHello, Hello, HelloError};
+
+/// How much is read at a time while a head or a hello is incomplete.
+const READ: usize = 8192;
+/// How long, and for how many bytes, a client that was refused is listened to, so that the refusal reaches
+/// it before a reset does (RFC 9112 §9.6).
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 64 * 1024;
+
+/// A client's stream. Bytes in `ahead` were read from it and come before what it still holds.
+#[derive(Debug)]
+pub struct Client {
+    stream: TcpStream,
+    ahead: BytesMut,
+    scanner: HeadScanner,
+}
+
+/// Why no head came.
+#[derive(Debug)]
+pub enum NoHead {
+    /// The client closed, or failed, between two heads.
+    Closed,
+    /// What came is no head.
+    Bad(BadHead),
+}
+
+impl Client {
+    /// The client's side of a connection that was just accepted.
+    #[must_use]
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, ahead: BytesMut::new(), scanner: HeadScanner::default() }
+    }
+
+    /// Waits for a whole head, until `deadline`.
+    ///
+    /// # Errors
+    /// When there will be none.
+    pub async fn head(&mut self, deadline: Instant) -> Result<RequestHead, NoHead> {
+        match timeout_at(deadline, std::future::poll_fn(|cx| self.poll_head(cx))).await {
+            Ok(head) => head,
+            Err(_) if self.ahead.is_empty() => Err(NoHead::Bad(Reason::HeadTimeout.into())),
+            Err(_) => Err(NoHead::Bad(crate::head::bad(Reason::HeadTimeout, &self.ahead))),
+        }
+    }
+
+    /// Polls for a whole head. Bytes behind it stay ahead.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<RequestHead, NoHead>> {
+        loop {
+            match RequestHead::take(&mut self.scanner, &mut self.ahead) {
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(None) => {}
+                Err(bad) => return Poll::Ready(Err(NoHead::Bad(bad))),
+            }
+            match ready!(self.poll_ahead(cx, MAX_HEAD + 1)) {
+                Ok(0) if !self.ahead.is_empty() => {
+                    return Poll::Ready(Err(NoHead::Bad(crate::head::bad(Reason::HeadTruncated, &self.ahead))));
+                }
+                Ok(0) | Err(_) => return Poll::Ready(Err(NoHead::Closed)),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Waits for the client's first byte, until `deadline`; it stays ahead.
+    ///
+    /// # Errors
+    /// When the client says nothing.
+    pub async fn first_byte(&mut self, deadline: Instant) -> Result<u8, BadHello> {
+        let peek = std::future::poll_fn(|cx| self.poll_peek(cx).map(|read| read.map(|bytes| bytes.first().copied())));
+        match timeout_at(deadline, peek).await {
+            Ok(Ok(Some(byte))) => Ok(byte),
+            Ok(Ok(None) | Err(_)) => Err(BadHello::Truncated),
+            Err(_) => Err(BadHello::Timeout),
+        }
+    }
+
+    /// The stream, and the bytes that were read ahead of it.
+    #[must_use]
+    pub fn into_parts(self) -> (TcpStream, BytesMut) {
+        (self.stream, self.ahead)
+    }
+
+    /// Polls for some bytes, and leaves them ahead until they are consumed; none at the end of the stream.
+    pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        if self.ahead.is_empty() {
+            ready!(self.poll_ahead(cx, READ))?;
+        }
+        Poll::Ready(Ok(&self.ahead))
+    }
+
+    /// Forgets the first `count` bytes ahead.
+    pub fn consume(&mut self, count: usize) {
+        self.ahead.advance(count.min(self.ahead.len()));
+    }
+
+    /// The bytes that were read ahead.
+    #[must_use]
+    pub fn ahead(&self) -> &[u8] {
+        &self.ahead
+    }
+
+    /// The stream itself, behind the bytes that were read ahead.
+    pub fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// Sends a last answer and closes in an orderly way: what the client still sends is read and forgotten
+    /// for a moment, so that the answer is not overtaken by a reset.
+    pub async fn close_with(mut self, answer: &[u8]) {
+        let goodbye = async {
+            self.stream.write_all(answer).await?;
+            self.stream.shutdown().await?;
+            let mut left = LINGER_BYTES;
+            let mut sink = [0; READ];
+            while left > 0 {
+                match self.stream.read(&mut sink).await? {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
+                }
+            }
+            io::Result::Ok(())
+        };
+        // The session is over either way.
+        let _ = timeout(LINGER, goodbye).await;
+    }
+
+    /// Reads more bytes ahead, to at most `bound` in all; 0 at the end of the stream.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>, bound: usize) -> Poll<io::Result<usize>> {
+        let room = bound.saturating_sub(self.ahead.len()).min(READ);
+        if room == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let mut space = [0_u8; READ];
+        let mut buffer = ReadBuf::new(space.get_mut(..room).unwrap_or_default());
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+        self.ahead.extend_from_slice(buffer.filled());
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+}
+
+/// Waits for a whole ClientHello at the front of what a client sends, and leaves it in `ahead`. None if the
+/// client's first bytes are something else, or if it closes before it has said anything.
+///
+/// # Errors
+/// Why what looked like a hello is none.
+pub async fn read_hello(
+    stream: &TcpStream,
+    ahead: &mut BytesMut,
+    deadline: Instant,
+) -> Result<Option<ClientHello>, BadHello> {
+    let mut reader = hello::Reader::default();
+    loop {
+        match reader.read(ahead) {
+            Hello::Found(found) => return Ok(Some(found)),
+            Hello::NotTls => return Ok(None),
+            Hello::Malformed(error) => return Err(BadHello::Malformed(error)),
+            // The reader never asks for more than MAX_HELLO, and one read is READ at most.
+            Hello::NeedMore => ahead.reserve(READ),
+        }
+        match timeout_at(deadline, read_some(stream, ahead)).await {
+            Err(_) => return Err(BadHello::Timeout),
+            Ok(Ok(0) | Err(_)) if ahead.is_empty() => return Ok(None),
+            Ok(Ok(0) | Err(_)) => return Err(BadHello::Truncated),
+            Ok(Ok(_)) => {}
+        }
+    }
+}
+
+/// Reads what there is, once there is some; 0 at the end of the stream.
+///
+/// # Errors
+/// What the socket says.
+pub async fn read_some(stream: &TcpStream, ahead: &mut BytesMut) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        match stream.try_read_buf(&mut ahead.limit(READ)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+}
+
+/// Why a client's first bytes are no hello that can be judged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BadHello {
+    /// They break the format.
+    Malformed(HelloError),
+    /// They did not come in time.
+    Timeout,
+    /// The client closed in the middle.
+    Truncated,
+}
+
+impl From<BadHello> for Reason {
+    fn from(bad: BadHello) -> Self {
+        match bad {
+            BadHello::Malformed(error) => error.into(),
+            BadHello::Timeout => Self::HelloTimeout,
+            BadHello::Truncated => Self::HelloMalformed,
+        }
+    }
+}
+
+/// Reading gives the bytes ahead first.
+impl AsyncRead for Client {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let count = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

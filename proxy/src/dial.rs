@@ -1,0 +1,90 @@
+//! The one place that opens connections to origins: to vetted addresses, and never to a name.
+
+use std::io;
+use std::time::Duration;
+
+use outgate_rules::{Reason, VettedAddr};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+/// How long one address may be tried alone before the next joins in (RFC 8305 §5, Connection Attempt Delay).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Dials the first of `addresses` that answers, within `limit` for all of them together (RFC 8305, with the
+/// families interleaved).
+///
+/// # Errors
+/// Why the last one failed, as a reason.
+pub async fn dial(addresses: Vec<VettedAddr>, limit: Duration) -> Result<(TcpStream, VettedAddr), Reason> {
+    let deadline = Instant::now() + limit;
+    match timeout_at(deadline, race(interleave(addresses))).await {
+        Ok(Ok(connected)) => Ok(connected),
+        Ok(Err(error)) => Err(reason(&error)),
+        Err(_) => Err(Reason::OriginTimeout),
+    }
+}
+
+async fn race(addresses: Vec<VettedAddr>) -> io::Result<(TcpStream, VettedAddr)> {
+    let mut waiting = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    loop {
+        let Some(next) = waiting.next() else { break };
+        attempts.spawn(attempt(next));
+        let delay = Instant::now() + ATTEMPT_DELAY;
+        tokio::select! {
+            Some(done) = attempts.join_next() => match flatten(done) {
+                Ok(connected) => return Ok(connected),
+                Err(error) => failed = error,
+            },
+            () = sleep_until(delay) => {}
+        }
+    }
+    while let Some(done) = attempts.join_next().await {
+        match flatten(done) {
+            Ok(connected) => return Ok(connected),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+/// `clippy.toml` refuses this call everywhere else.
+#[allow(clippy::disallowed_methods)]
+async fn attempt(address: VettedAddr) -> io::Result<(TcpStream, VettedAddr)> {
+    let stream = TcpStream::connect(address.socket()).await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, address))
+}
+
+fn flatten<T>(done: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
+    done.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Alternates the families, beginning with that of the first address.
+fn interleave(addresses: Vec<VettedAddr>) -> Vec<VettedAddr> {
+    let first_is_v6 = addresses.first().is_some_and(|address| address.socket().is_ipv6());
+    let (first, second): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.socket().is_ipv6() == first_is_v6);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut mixed = Vec::new();
+    loop {
+        let (one, other) = (first.next(), second.next());
+        if one.is_none() && other.is_none() {
+            return mixed;
+        }
+        mixed.extend(one);
+        mixed.extend(other);
+    }
+}
+
+fn reason(error: &io::Error) -> Reason {
+    if error.kind() == io::ErrorKind::ConnectionRefused {
+        Reason::OriginRefused
+    } else if error.kind() == io::ErrorKind::TimedOut {
+        Reason::OriginTimeout
+    } else {
+        Reason::OriginUnreachable
+    }
+}

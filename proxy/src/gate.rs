@@ -1,0 +1,113 @@
+//! The running instance: what all sessions share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use outgate_dns::Resolver;
+use outgate_rules::{OwnAddresses, RuleSet};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::budget::Budget;
+use crate::flow::Flows;
+use crate::recorder::Recorder;
+use crate::session::SessionIds;
+use crate::upload::Hours;
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Gate {
+    rules: ArcSwap<RuleSet>,
+    own: ArcSwap<OwnAddresses>,
+    /// Turns permitted names into addresses.
+    pub resolver: Resolver,
+    /// The one outlet for records, metrics and the console.
+    pub recorder: Recorder,
+    /// The open flows.
+    pub flows: Arc<Flows>,
+    /// What clients sent in the last hour.
+    pub hours: Arc<Hours>,
+    /// How many connections there may be.
+    pub budget: Arc<Budget>,
+    /// Bounds on time.
+    pub limits: Limits,
+    /// Hands out session identities.
+    pub ids: SessionIds,
+    /// The sessions and what they left running: a shutdown waits for them.
+    pub tasks: TaskTracker,
+    /// Cancelled when the gate begins to shut down.
+    pub draining: CancellationToken,
+}
+
+/// Bounds that a configuration may set. Each default is explained in docs/operations.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of all clients together.
+    pub connections: usize,
+    /// Connections of one client.
+    pub per_client: usize,
+    /// For a request's head, or a ClientHello, from when it may come to its last byte.
+    pub head: Duration,
+    /// For resolving a name, and again for dialling its addresses.
+    pub dial: Duration,
+    /// Without a byte in either direction.
+    pub idle: Duration,
+    /// For open flows at a shutdown.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 20_000,
+            per_client: 2_000,
+            head: Duration::from_secs(10),
+            dial: Duration::from_secs(10),
+            idle: Duration::from_secs(3600),
+            drain: Duration::from_secs(25),
+        }
+    }
+}
+
+impl Gate {
+    /// A gate with these rules in force.
+    #[must_use]
+    pub fn new(rules: Arc<RuleSet>, resolver: Resolver, recorder: Recorder, limits: Limits) -> Self {
+        Self {
+            rules: ArcSwap::new(rules),
+            own: ArcSwap::default(),
+            resolver,
+            recorder,
+            flows: Arc::default(),
+            hours: Arc::new(Hours::new(std::time::Instant::now())),
+            budget: Arc::new(Budget::new(limits.connections, limits.per_client)),
+            limits,
+            ids: SessionIds::new(rand::random()),
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+        }
+    }
+
+    /// The rules in force.
+    #[must_use]
+    pub fn rules(&self) -> Arc<RuleSet> {
+        self.rules.load_full()
+    }
+
+    /// The addresses that lead back to the gate or its host.
+    #[must_use]
+    pub fn own(&self) -> Arc<OwnAddresses> {
+        self.own.load_full()
+    }
+
+    /// Puts other rules in force. Every decision after this is by them.
+    pub fn set_rules(&self, rules: Arc<RuleSet>) {
+        self.rules.store(rules);
+    }
+
+    /// Sets the addresses that lead back here.
+    pub fn set_own(&self, own: OwnAddresses) {
+        self.own.store(Arc::new(own));
+    }
+}

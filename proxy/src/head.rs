@@ -1,0 +1,335 @@
+//! Request heads, read strictly: what two readers could take for two things is rejected here, before any
+//! other code sees it.
+//!
+//! hyper reads the same bytes again for plain requests; it accepts more than this file does, so everything
+//! it sees has one meaning.
+
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use outgate_rules::{Destination, Host, Port, Reason};
+
+use crate::record::Asked;
+
+/// Most bytes of one head. Cookies and tokens fit; a head without an end stops here.
+pub const MAX_HEAD: usize = 32 * 1024;
+/// Most fields of one head.
+pub const MAX_FIELDS: usize = 100;
+
+/// A request's head in types.
+#[derive(Debug, Clone)]
+pub struct RequestHead {
+    /// The head's bytes, up to and with the empty line.
+    pub raw: Bytes,
+    /// The method.
+    pub method: Method,
+    /// What is asked for.
+    pub target: Target,
+    /// The Host field: a host, and a port if one was given.
+    pub host: Option<HostField>,
+    /// How the body behind the head ends.
+    pub body: BodyLength,
+    /// Whether the client asks to switch to a WebSocket.
+    pub websocket: bool,
+}
+
+/// The target of a request, by its form (RFC 9112 §3.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// `CONNECT pypi.org:443`
+    Authority(Destination),
+    /// `GET http://pypi.org/simple/`
+    Absolute {
+        /// The authority, port 80 where none was given.
+        destination: Destination,
+        /// Path and query; `/` where there was none.
+        path: String,
+    },
+    /// `GET /simple/`
+    Origin {
+        /// Path and query.
+        path: String,
+    },
+}
+
+/// A Host field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostField {
+    /// Its host.
+    pub host: Host,
+    /// Its port; 80 where none was given.
+    pub port: Port,
+}
+
+/// How the body behind a head ends (RFC 9112 §6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyLength {
+    /// With the head.
+    None,
+    /// After this many bytes.
+    Bytes(u64),
+    /// With the last chunk.
+    Chunked,
+}
+
+/// Why a head is rejected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadHead {
+    /// Why.
+    pub reason: Reason,
+    /// What was asked for, as far as it could be read: for the record.
+    pub asked: Asked,
+}
+
+impl From<Reason> for BadHead {
+    fn from(reason: Reason) -> Self {
+        Self { reason, asked: Asked::Nothing }
+    }
+}
+
+/// Finds the end of a head in bytes that arrive bit by bit, and looks at each byte once.
+#[derive(Debug, Default)]
+pub struct HeadScanner {
+    scanned: usize,
+    line_start: usize,
+    lines: usize,
+}
+
+impl HeadScanner {
+    /// Looks for the end of a head at the front of `buffer`, which has only grown since the last call.
+    ///
+    /// # Errors
+    /// As soon as the bytes cannot be the beginning of an acceptable head.
+    pub fn scan(&mut self, buffer: &[u8]) -> Result<Option<usize>, BadHead> {
+        if self.lines == 0 {
+            check_first_byte(buffer)?;
+        }
+        while let Some(found) = buffer.get(self.scanned..).and_then(|rest| memchr::memchr(b'\n', rest)) {
+            let end = self.scanned + found;
+            self.scanned = end + 1;
+            let line = buffer.get(self.line_start..end).unwrap_or_default();
+            let Some(line) = line.strip_suffix(b"\r") else { return Err(bad(Reason::HeadBareLf, buffer)) };
+            self.line_start = end + 1;
+            self.lines += 1;
+            if line.is_empty() {
+                return within_limit(end + 1, buffer).map(|()| Some(end + 1));
+            }
+            self.check_line(line).map_err(|reason| bad(reason, buffer))?;
+        }
+        self.scanned = buffer.len();
+        within_limit(buffer.len(), buffer).map(|()| None)
+    }
+
+    fn check_line(&self, line: &[u8]) -> Result<(), Reason> {
+        match self.lines {
+            1 => check_request_line(line),
+            lines if lines > MAX_FIELDS + 1 => Err(Reason::HeadTooLarge),
+            _ if line.starts_with(b" ") || line.starts_with(b"\t") => Err(Reason::HeadFolded),
+            _ if line.iter().any(|byte| is_control(*byte)) => Err(Reason::HeadControlByte),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl RequestHead {
+    /// Takes a complete head off the front of `buffer`, if one is there.
+    ///
+    /// # Errors
+    /// Why the head is rejected.
+    pub fn take(scanner: &mut HeadScanner, buffer: &mut BytesMut) -> Result<Option<Self>, BadHead> {
+        let Some(end) = scanner.scan(buffer)? else { return Ok(None) };
+        *scanner = HeadScanner::default();
+        let raw = buffer.split_to(end).freeze();
+        Self::parse(raw).map(Some)
+    }
+
+    fn parse(raw: Bytes) -> Result<Self, BadHead> {
+        let reject = |reason| bad(reason, &raw);
+        let line_end = memchr::memchr(b'\r', &raw).unwrap_or(raw.len());
+        let line = raw.get(..line_end).unwrap_or_default();
+        let (method, target) = split_request_line(line).ok_or_else(|| reject(Reason::NotHttp))?;
+        let method = Method::from_bytes(method).map_err(|_| reject(Reason::HeadMalformed))?;
+        let target = Target::parse(&method, &String::from_utf8_lossy(target)).map_err(reject)?;
+        let mut space = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let block = raw.get(line_end + 2..).unwrap_or_default();
+        let fields = match httparse::parse_headers(block, &mut space) {
+            Ok(httparse::Status::Complete((_, fields))) => Fields(fields),
+            Ok(httparse::Status::Partial) | Err(_) => return Err(reject(Reason::HeadMalformed)),
+        };
+        let host = fields.host().map_err(reject)?;
+        check_host(&target, host.as_ref()).map_err(reject)?;
+        let body = fields.body_length(&method).map_err(reject)?;
+        let websocket = fields.websocket().map_err(reject)?;
+        Ok(Self { method, target, host, body, websocket, raw })
+    }
+}
+
+impl Target {
+    fn parse(method: &Method, target: &str) -> Result<Self, Reason> {
+        if *method == Method::CONNECT {
+            return Ok(Self::Authority(Destination::parse(target)?));
+        }
+        if target.bytes().any(is_control) {
+            return Err(Reason::HeadControlByte);
+        }
+        if target.starts_with('/') {
+            return path(target).map(|path| Self::Origin { path });
+        }
+        let (scheme, rest) = target.split_once("://").ok_or(Reason::TargetForm)?;
+        if !scheme.eq_ignore_ascii_case("http") {
+            return Err(Reason::TargetScheme);
+        }
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, rest) = rest.split_at(end);
+        let destination = Destination::parse_with_default(authority, Port::HTTP)?;
+        let path = path(&if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") })?;
+        Ok(Self::Absolute { destination, path })
+    }
+}
+
+impl Target {
+    /// Path and query; nothing for a CONNECT.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Authority(_) => "",
+            Self::Absolute { path, .. } | Self::Origin { path } => path,
+        }
+    }
+}
+
+impl HostField {
+    /// Whether the field names this destination: the same host, and the same port where it gives one or
+    /// the protocol's default.
+    #[must_use]
+    pub fn names(&self, destination: &Destination) -> bool {
+        self.host == destination.host && self.port == destination.port
+    }
+}
+
+/// The fields of one head.
+struct Fields<'h>(&'h [httparse::Header<'h>]);
+
+impl<'h> Fields<'h> {
+    fn all(&self, name: &str) -> impl Iterator<Item = &'h [u8]> {
+        self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+    }
+
+    fn host(&self) -> Result<Option<HostField>, Reason> {
+        let mut hosts = self.all("host");
+        let Some(value) = hosts.next() else { return Ok(None) };
+        if hosts.next().is_some() {
+            return Err(Reason::HostFieldRepeated);
+        }
+        let text = String::from_utf8_lossy(value);
+        let Destination { host, port } = Destination::parse_with_default(text.trim(), Port::HTTP)?;
+        Ok(Some(HostField { host, port }))
+    }
+
+    fn body_length(&self, method: &Method) -> Result<BodyLength, Reason> {
+        let mut encodings = self.all("transfer-encoding");
+        let mut lengths = self.all("content-length");
+        let body = match (encodings.next(), lengths.next()) {
+            (Some(_), Some(_)) => return Err(Reason::LengthConflict),
+            (Some(_), None) if encodings.next().is_some() => return Err(Reason::TransferEncoding),
+            (Some(encoding), None) if encoding.eq_ignore_ascii_case(b"chunked") => BodyLength::Chunked,
+            (Some(_), None) => return Err(Reason::TransferEncoding),
+            (None, Some(_)) if lengths.next().is_some() => return Err(Reason::LengthInvalid),
+            (None, Some(length)) => match decimal(length).ok_or(Reason::LengthInvalid)? {
+                0 => BodyLength::None,
+                length => BodyLength::Bytes(length),
+            },
+            (None, None) => BodyLength::None,
+        };
+        if *method == Method::CONNECT && body != BodyLength::None {
+            return Err(Reason::ConnectWithBody);
+        }
+        Ok(body)
+    }
+
+    /// An upgrade is asked for by the Upgrade field together with the option in Connection (RFC 9110 §7.8).
+    fn websocket(&self) -> Result<bool, Reason> {
+        let mut upgrades = self.all("upgrade");
+        match (upgrades.next(), upgrades.next()) {
+            (None, _) => Ok(false),
+            (Some(value), None) if value.eq_ignore_ascii_case(b"websocket") => Ok(true),
+            (Some(_), _) => Err(Reason::UpgradeUnsupported),
+        }
+    }
+}
+
+/// A path and query of visible ASCII, as RFC 3986 has it; a fragment is never sent.
+fn path(text: &str) -> Result<String, Reason> {
+    if text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+        Ok(text.to_owned())
+    } else {
+        Err(Reason::HeadMalformed)
+    }
+}
+
+/// Every request has one Host field, and it agrees with the target (RFC 9112 §3.2).
+fn check_host(target: &Target, host: Option<&HostField>) -> Result<(), Reason> {
+    match (target, host) {
+        // Old clients send CONNECT without a Host field, and its target says all there is to say.
+        (Target::Authority(_), None) => Ok(()),
+        (Target::Absolute { .. } | Target::Origin { .. }, None) => Err(Reason::HostFieldMissing),
+        (Target::Authority(destination), Some(field)) => {
+            // Some clients leave the port out of the field, whatever it is.
+            let agrees = field.host == destination.host
+                && (field.port == destination.port || field.port == Port::HTTP);
+            if agrees { Ok(()) } else { Err(Reason::HostFieldMismatch) }
+        }
+        (Target::Absolute { destination, .. }, Some(field)) if !field.names(destination) => {
+            Err(Reason::HostFieldMismatch)
+        }
+        (Target::Absolute { .. } | Target::Origin { .. }, Some(_)) => Ok(()),
+    }
+}
+
+/// What is certainly not HTTP is told from its first byte: TLS, SOCKS, an empty line, a PROXY v2 header.
+fn check_first_byte(buffer: &[u8]) -> Result<(), BadHead> {
+    match buffer.first() {
+        Some(byte) if !byte.is_ascii_alphabetic() => Err(Reason::NotHttp.into()),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn check_request_line(line: &[u8]) -> Result<(), Reason> {
+    if split_request_line(line).is_none() {
+        return Err(Reason::NotHttp);
+    }
+    match line.rsplit(|byte| *byte == b' ').next() {
+        Some(b"HTTP/1.1" | b"HTTP/1.0") => Ok(()),
+        _ => Err(Reason::HttpVersion),
+    }
+}
+
+/// The method and the target of `METHOD SP target SP HTTP/x.y`, with single spaces.
+fn split_request_line(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut parts = line.split(|byte| *byte == b' ');
+    let (method, target, version) = (parts.next()?, parts.next()?, parts.next()?);
+    let whole = parts.next().is_none() && version.starts_with(b"HTTP/") && !target.is_empty();
+    whole.then_some((method, target))
+}
+
+fn is_control(byte: u8) -> bool {
+    (byte < 0x20 && byte != b'\t') || byte == 0x7f
+}
+
+fn decimal(text: &[u8]) -> Option<u64> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    if digits { std::str::from_utf8(text).ok()?.parse().ok() } else { None }
+}
+
+fn within_limit(length: usize, buffer: &[u8]) -> Result<(), BadHead> {
+    if length > MAX_HEAD { Err(bad(Reason::HeadTooLarge, buffer)) } else { Ok(()) }
+}
+
+/// A rejection, with the target as far as it can be read.
+pub(crate) fn bad(reason: Reason, head: &[u8]) -> BadHead {
+    let line = head.split(|byte| *byte == b'\r' || *byte == b'\n').next().unwrap_or_default();
+    let target = line.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    BadHead { reason, asked: Asked::text(target) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! Plain HTTP/1.1: every request is decided on its own, whatever connection it came over.
+//!
+//! hyper speaks to the client and to the origin; [`wire`] lets it see only what was read strictly, and
+//! [`fields`] what may cross from one side to the other.
+
+mod body;
+mod chunks;
+mod exchange;
+mod fields;
+mod origin;
+mod wire;
+
+use std::future::ready;
+use std::sync::Arc;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use outgate_rules::Destination;
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+
+use crate::client::{Client, NoHead};
+use crate::gate::Gate;
+use crate::head::{BadHead, RequestHead};
+use crate::record::EndedBy;
+use crate::relay::{Outcome, relay};
+use crate::session::Session;
+use exchange::{Exchanges, Form, Switched};
+use wire::{Stop, Wire};
+
+/// How long a client may stay silent between two requests. Longer than common clients keep a connection
+/// (curl: 118 s idle at most, most libraries: 15 to 60 s), so that it is they who close it.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// What remains when the last plain request of a connection has been answered.
+#[derive(Debug)]
+pub enum After {
+    /// Nothing: the connection is over.
+    Closed,
+    /// A CONNECT, and the client that sent it.
+    Connect(Client, Box<RequestHead>),
+    /// Something that is no request, and the client that sent it.
+    Bad(Client, BadHead),
+}
+
+/// Serves the requests of a client from the `first` on, each for any destination (absolute-form).
+pub async fn serve(gate: &Arc<Gate>, session: &Session, client: Client, first: RequestHead) -> After {
+    run(gate, session, client, first, Form::Any).await
+}
+
+/// Serves the requests that a client sends through a CONNECT to port 80: all of them for `to`.
+pub async fn serve_inside(gate: &Arc<Gate>, session: &Session, mut client: Client, to: Destination) -> After {
+    match client.head(Instant::now() + gate.limits.head).await {
+        Ok(first) => run(gate, session, client, first, Form::Inside(to)).await,
+        Err(NoHead::Closed) => After::Closed,
+        Err(NoHead::Bad(bad)) => After::Bad(client, bad),
+    }
+}
+
+async fn run(gate: &Arc<Gate>, session: &Session, client: Client, first: RequestHead, form: Form) -> After {
+    let wire = Wire::new(client, first, gate.limits.head, SILENCE);
+    let shared = wire.shared();
+    let exchanges = Arc::new(Exchanges::new(gate, session, form, Arc::clone(&shared)));
+    let service = {
+        let exchanges = Arc::clone(&exchanges);
+        service_fn(move |request| Box::pin(Arc::clone(&exchanges).answer(request)))
+    };
+    let mut connection = http1::Builder::new()
+        .half_close(true)
+        .auto_date_header(false)
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(wire), service);
+    let ended = {
+        let mut last = std::pin::pin!(gate.draining.cancelled());
+        let mut told = false;
+        std::future::poll_fn(|cx| {
+            if !told && last.as_mut().poll(cx).is_ready() {
+                told = true;
+                shared.make_last();
+            }
+            connection.poll_without_shutdown(cx)
+        })
+        .await
+    };
+    let (client, stop) = connection.into_parts().io.into_inner().into_parts();
+    if let Some(switched) = exchanges.take_switched() {
+        relay_switched(gate, client, switched).await;
+        return After::Closed;
+    }
+    match (stop, ended) {
+        (Stop::Connect(head), Ok(())) => After::Connect(client, head),
+        (Stop::Bad(bad), Ok(())) => After::Bad(client, bad),
+        (Stop::Closed, Ok(())) => {
+            client.close_with(&[]).await;
+            After::Closed
+        }
+        // The client failed, or a body of its was bad, which its exchange has recorded.
+        (_, Err(_)) => After::Closed,
+    }
+}
+
+/// Relays a connection that has become a WebSocket.
+async fn relay_switched(gate: &Gate, mut client: Client, switched: Switched) {
+    let Switched { origin, first_down, flow, trail } = switched;
+    if client.stream().write_all(&first_down).await.is_err() {
+        return trail.close(&flow, Outcome::side(EndedBy::Client)).await;
+    }
+    flow.count_down(first_down.len());
+    let (stream, ahead) = client.into_parts();
+    let outcome = relay(&stream, &origin, ready(Ok(ahead)), &flow, gate.limits.idle).await;
+    trail.close(&flow, outcome).await;
+}

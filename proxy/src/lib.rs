@@ -1,0 +1,27 @@
+//! Outgate: an outbound firewall that lets approved names out and nothing else.
+//!
+//! A connection comes in at a [`listener`], becomes a session, names its destination ([`head`], [`connect`],
+//! [`http`]) and then takes the one [`path`]: decide → resolve → vet → dial → relay → record.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod answer;
+pub mod audit;
+pub mod budget;
+pub mod client;
+pub mod connect;
+pub mod console;
+pub mod dial;
+pub mod flow;
+pub mod gate;
+pub mod head;
+pub mod hello;
+pub mod http;
+pub mod listener;
+pub mod metrics;
+pub mod path;
+pub mod record;
+pub mod recorder;
+pub mod relay;
+pub mod session;
+pub mod upload;

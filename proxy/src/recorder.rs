@@ -1,0 +1,204 @@
+//! The one outlet of events: each is counted, told on the console and put on record, and nothing else in the
+//! gate counts or writes records.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::audit::{Audit, AuditUnavailable, Unflushed};
+use crate::console::Console;
+use crate::metrics::Metrics;
+use crate::record::{Closed, Decided, PolicyRead, write_line};
+
+/// How often the metrics' samples are folded.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// Room for a usual record.
+const USUAL_LINE: usize = 512;
+
+/// Takes events and passes each to the three outlets.
+#[derive(Debug)]
+pub struct Recorder {
+    metrics: Metrics,
+    console: Console,
+    audit: Audit,
+}
+
+impl Recorder {
+    /// A recorder over these outlets.
+    #[must_use]
+    pub fn new(metrics: Metrics, console: Console, audit: Audit) -> Self {
+        Self { metrics, console, audit }
+    }
+
+    /// A decision has fallen. Comes back when its record is written; before that nothing may pass.
+    ///
+    /// # Errors
+    /// When it could not be written in time: what the decision allows is denied for
+    /// [`outgate_rules::Reason::AuditUnavailable`], and a [`Closed`] says so once records are written again.
+    pub async fn decided(&self, event: &Decided<'_>) -> Result<(), AuditUnavailable> {
+        self.metrics.decided(event);
+        self.console.denied(|| event.denial());
+        self.audit.write(line(event)?).await
+    }
+
+    /// A flow that was allowed is over. Comes back when its record is queued, which may take as long as an
+    /// outage of the audit file: the flow's sockets are closed before.
+    pub async fn closed(&self, event: &Closed<'_>) {
+        self.metrics.closed(event);
+        self.console.denied(|| event.denial());
+        // Lines are made of what serializes; see `write_line`.
+        if let Ok(line) = line(event) {
+            self.audit.hand_over(line).await;
+        }
+    }
+
+    /// The policy was read. Comes back when its record is written.
+    ///
+    /// # Errors
+    /// When it could not be written in time.
+    pub async fn policy(&self, event: &PolicyRead<'_>) -> Result<(), AuditUnavailable> {
+        self.metrics.policy_read(event);
+        self.audit.write(line(event)?).await
+    }
+
+    /// What is measured where there is no event.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Where a person is told things.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Where the records go.
+    #[must_use]
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    /// All metrics in the Prometheus text format.
+    #[must_use]
+    pub fn exposition(&self) -> String {
+        self.metrics.exposition(self.audit.counts())
+    }
+
+    /// Keeps the metrics from growing while nobody reads them. Never comes back.
+    pub async fn keep_up(&self) -> ! {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            self.metrics.upkeep();
+        }
+    }
+
+    /// Takes no more events, and brings what is queued to the disk.
+    ///
+    /// # Errors
+    /// When that was not done within `deadline`: says how many records are lost.
+    pub async fn flush_and_close(&self, deadline: Duration) -> Result<(), Unflushed> {
+        self.audit.flush_and_close(deadline).await
+    }
+}
+
+/// A record that cannot be made cannot be written either.
+fn line(event: &impl Serialize) -> Result<Vec<u8>, AuditUnavailable> {
+    let mut line = Vec::with_capacity(USUAL_LINE);
+    write_line(event, &mut line).map_err(|_| AuditUnavailable)?;
+    Ok(line)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fs;
+    use std::num::NonZeroU16;
+    use std::path::Path;
+
+    use outgate_rules::Reason;
+
+    use super::*;
+    use crate::audit::{AuditSettings, AuditTarget};
+    use crate::console::tests::Heard;
+    use crate::record::tests::{connect, decide, time};
+    use crate::record::{EndedBy, Verdict};
+
+    pub(crate) const LONG: Duration = Duration::from_secs(600);
+    pub(crate) const SHORT: Duration = Duration::from_millis(20);
+
+    /// A recorder whose records go to `path`.
+    pub(crate) fn recorder(path: &Path, heard: &Heard, deadline: Duration) -> Recorder {
+        let keep = NonZeroU16::MIN;
+        let target = AuditTarget::File { path: path.to_owned(), rotate: 1 << 30, keep };
+        let settings = AuditSettings { deadline, ..AuditSettings::new(target) };
+        let console = heard.console();
+        let audit = Audit::open(settings, console.clone()).unwrap();
+        Recorder::new(Metrics::new(), console, audit)
+    }
+
+    #[tokio::test]
+    async fn one_event_reaches_all_three_outlets() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let heard = Heard::default();
+        let recorder = recorder(&path, &heard, LONG);
+        let flow = connect("evil.example:443");
+        let decision = decide("evil.example:443");
+        recorder.decided(&Decided::by_rules(&flow, &decision, time())).await.unwrap();
+        let record = fs::read_to_string(&path).unwrap();
+        assert!(record.contains(r#""host":"evil.example""#) && record.contains(r#""reason":"no-rule""#));
+        assert_eq!(
+            heard.text(recorder.console()),
+            "outgate: denied 10.1.0.4 -> evil.example:443: no rule allows it\n"
+        );
+        let counted = "outgate_decisions_total{kind=\"connect\",verdict=\"deny\",reason=\"no-rule\"} 1\n";
+        assert!(recorder.exposition().contains(counted));
+    }
+
+    #[tokio::test]
+    async fn what_is_allowed_is_not_told_and_what_is_refused_later_is() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let heard = Heard::default();
+        let recorder = recorder(&path, &heard, LONG);
+        let flow = connect("pypi.org:443");
+        let decision = decide("pypi.org:443");
+        recorder.decided(&Decided::by_rules(&flow, &decision, time())).await.unwrap();
+        assert_eq!(heard.text(recorder.console()), "");
+        let closed = Closed {
+            flow: &flow,
+            time: time(),
+            verdict: Verdict::Deny,
+            reason: Reason::AddressLoopback,
+            rule: None,
+            enforcement: outgate_rules::Enforcement::Enforce,
+            revision: Some(decision.revision),
+            dialled: None,
+            bytes_up: 0,
+            bytes_down: 0,
+            duration: Duration::ZERO,
+            ended_by: EndedBy::Gate,
+            status: None,
+        };
+        recorder.closed(&closed).await;
+        recorder.flush_and_close(LONG).await.unwrap();
+        let told = heard.text(recorder.console());
+        assert_eq!(told, "outgate: denied 10.1.0.4 -> pypi.org:443: the address is loopback\n");
+        let records = fs::read_to_string(&path).unwrap();
+        let events: Vec<serde_json::Value> =
+            records.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(events.len(), 2);
+        assert_eq!(events[0]["session"], events[1]["session"]);
+        assert_eq!([&events[0]["event"], &events[1]["event"]], ["decision", "close"]);
+    }
+
+    #[tokio::test]
+    async fn a_decision_that_cannot_be_recorded_does_not_hold() {
+        let heard = Heard::default();
+        let recorder = recorder(Path::new("/dev/full"), &heard, SHORT);
+        let flow = connect("pypi.org:443");
+        let decision = decide("pypi.org:443");
+        let decided = recorder.decided(&Decided::by_rules(&flow, &decision, time())).await;
+        assert_eq!(Reason::from(decided.unwrap_err()), Reason::AuditUnavailable);
+    }
+}
