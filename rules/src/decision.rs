@@ -93,6 +93,10 @@ impl RuleRef {
         debug_assert!(rules.rule(id).is_some(), "a rule's id comes from its own set");
         Self { rules, id }
     }
+
+    pub(crate) fn id(&self) -> RuleId {
+        self.id
+    }
 }
 
 impl Deref for RuleRef {

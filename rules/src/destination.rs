@@ -174,7 +174,7 @@ fn split_port(text: &str) -> (&str, Option<&str>) {
         };
     }
     let host_begins = text.rfind('@').unwrap_or(0);
-    match text.match_indices(':').filter(|(at, _)| *at > host_begins).count() {
+    match text.match_indices(':').filter(|(at, _)| *at >= host_begins).count() {
         1 => text.rsplit_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
         _ => (text, None),
     }

@@ -297,7 +297,7 @@ mod tests {
             ("PyPI.org.", &["pypi.org"], &[]),
             ("*.pypi.org", &["a.pypi.org", "a.b.pypi.org"], &["pypi.org", "evilpypi.org", "apypi.org"]),
             ("lib-*.pypi.org", &["lib-a.pypi.org"], &["lib-a.b.pypi.org", "x.lib-a.pypi.org", "lib-apypi.org"]),
-            ("node-?.pypi.org", &["node-1.pypi.org"], &["node-10.pypi.org", "node-.pypi.org"]),
+            ("node-?.pypi.org", &["node-1.pypi.org"], &["node-10.pypi.org", "node.pypi.org"]),
             ("node-[0-4].pypi.org", &["node-4.pypi.org"], &["node-5.pypi.org"]),
             ("{a,b}.pypi.org", &["a.pypi.org", "b.pypi.org"], &["c.pypi.org", "a.b.pypi.org"]),
             ("a.*.pypi.org", &["a.b.pypi.org"], &["a.b.c.pypi.org", "a.pypi.org"]),
