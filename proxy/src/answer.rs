@@ -50,7 +50,8 @@ impl Answer {
             response.extensions_mut().insert(phrase);
         }
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=us-ascii"));
+        headers
+            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=us-ascii"));
         if let Ok(status) = header::HeaderValue::from_str(&self.proxy_status()) {
             headers.insert("proxy-status", status);
         }
@@ -94,7 +95,8 @@ mod tests {
 
     #[test]
     fn a_hostile_subject_stays_one_ascii_line() {
-        let answer = Answer::new(Reason::HostControlByte.into(), &format!("a\r\nX: y\u{2028}{}", "z".repeat(500)));
+        let answer =
+            Answer::new(Reason::HostControlByte.into(), &format!("a\r\nX: y\u{2028}{}", "z".repeat(500)));
         let text = String::from_utf8(answer.to_bytes()).unwrap();
         let status = text.lines().next().unwrap();
         assert!(status.is_ascii() && status.len() < 140, "{status}");

@@ -67,7 +67,10 @@ impl Client {
             }
             match ready!(self.poll_ahead(cx, MAX_HEAD + 1)) {
                 Ok(0) if !self.ahead.is_empty() => {
-                    return Poll::Ready(Err(NoHead::Bad(crate::head::bad(Reason::HeadTruncated, &self.ahead))));
+                    return Poll::Ready(Err(NoHead::Bad(crate::head::bad(
+                        Reason::HeadTruncated,
+                        &self.ahead,
+                    ))));
                 }
                 Ok(0) | Err(_) => return Poll::Ready(Err(NoHead::Closed)),
                 Ok(_) => {}
@@ -80,7 +83,9 @@ impl Client {
     /// # Errors
     /// When the client says nothing.
     pub async fn first_byte(&mut self, deadline: Instant) -> Result<u8, BadHello> {
-        let peek = std::future::poll_fn(|cx| self.poll_peek(cx).map(|read| read.map(|bytes| bytes.first().copied())));
+        let peek = std::future::poll_fn(|cx| {
+            self.poll_peek(cx).map(|read| read.map(|bytes| bytes.first().copied()))
+        });
         match timeout_at(deadline, peek).await {
             Ok(Ok(Some(byte))) => Ok(byte),
             Ok(Ok(None) | Err(_)) => Err(BadHello::Truncated),

@@ -6,7 +6,7 @@
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -93,11 +93,8 @@ fn print(lines: &Receiver<Line>, mut printer: Printer<impl Write>, window: Durat
         let end = Instant::now() + window;
         printer.shown = 0;
         printer.line(first);
-        loop {
-            match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(line) => printer.line(line),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-            }
+        while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            printer.line(line);
         }
         printer.count_of_more();
     }

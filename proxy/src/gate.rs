@@ -23,7 +23,7 @@ pub struct Gate {
     /// Turns permitted names into addresses.
     pub resolver: Resolver,
     /// The one outlet for records, metrics and the console.
-    pub recorder: Recorder,
+    pub recorder: Arc<Recorder>,
     /// The open flows.
     pub flows: Arc<Flows>,
     /// What clients sent in the last hour.
@@ -71,14 +71,14 @@ impl Default for Limits {
 }
 
 impl Gate {
-    /// A gate with these rules in force.
+    /// A gate that denies everything until [`Gate::set_rules`].
     #[must_use]
-    pub fn new(rules: Arc<RuleSet>, resolver: Resolver, recorder: Recorder, limits: Limits) -> Self {
+    pub fn new(resolver: Resolver, recorder: Recorder, limits: Limits) -> Self {
         Self {
-            rules: ArcSwap::new(rules),
+            rules: ArcSwap::from_pointee(RuleSet::empty()),
             own: ArcSwap::default(),
             resolver,
-            recorder,
+            recorder: Arc::new(recorder),
             flows: Arc::default(),
             hours: Arc::new(Hours::new(std::time::Instant::now())),
             budget: Arc::new(Budget::new(limits.connections, limits.per_client)),

@@ -80,12 +80,22 @@ fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client:
     };
     // Small answers must not wait for one another; where this fails they do.
     let _ = stream.set_nodelay(true);
-    let session =
-        Session { id: gate.ids.next(), client, listener: Arc::clone(&listener.name), accepted: std::time::Instant::now() };
+    let session = Session {
+        id: gate.ids.next(),
+        client,
+        listener: Arc::clone(&listener.name),
+        accepted: std::time::Instant::now(),
+    };
     gate.tasks.spawn(serve(Arc::clone(gate), session, stream, place, listener.metrics.session_opened()));
 }
 
-async fn serve(gate: Arc<Gate>, session: Session, stream: TcpStream, place: Result<Place, Reason>, _counted: Open) {
+async fn serve(
+    gate: Arc<Gate>,
+    session: Session,
+    stream: TcpStream,
+    place: Result<Place, Reason>,
+    _counted: Open,
+) {
     let client = Client::new(stream);
     match place {
         Ok(_place) => requests(&gate, &session, client).await,
@@ -127,7 +137,7 @@ async fn reject(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHea
     path::reject(gate, &flow, bad.reason).await;
     let subject: &dyn std::fmt::Display = match &flow.asked {
         Asked::Nothing => &"the request",
-        asked => asked,
+        asked @ (Asked::Destination(_) | Asked::Text(_)) => asked,
     };
     client.close_with(&Answer::new(bad.reason.into(), subject).to_bytes()).await;
 }

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use jiff::Timestamp;
-use outgate_rules::{Decision, Denial, Destination, Enforcement, Permit, Reason, Request, Revision, RuleRef, VettedAddr};
+use outgate_rules::{
+    Decision, Denial, Destination, Enforcement, Permit, Reason, Request, Revision, RuleRef, VettedAddr,
+};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -72,10 +74,13 @@ pub struct Trail {
 ///
 /// # Errors
 /// The denial, recorded.
-pub async fn decide(gate: &Arc<Gate>, flow: record::Flow, destination: &Destination) -> Result<Allowed, Denial> {
+pub async fn decide(
+    gate: &Arc<Gate>,
+    flow: record::Flow,
+    destination: &Destination,
+) -> Result<Allowed, Denial> {
     let now = Timestamp::now();
-    let request =
-        Request { client: flow.session.client.ip(), destination, protocol: flow.protocol };
+    let request = Request { client: flow.session.client.ip(), destination, protocol: flow.protocol };
     let decision = gate.rules().decide(&request, now);
     gate.recorder.decided(&Decided::by_rules(&flow, &decision, now)).await.map_err(Reason::from)?;
     let trail = Trail::new(gate, flow, &decision);

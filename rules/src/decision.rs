@@ -311,7 +311,8 @@ impl OwnAddresses {
     #[must_use]
     pub fn contains(&self, socket: SocketAddr) -> bool {
         let address = judged(socket.ip());
-        let local = || address.is_loopback() || address.is_unspecified() || self.interfaces.contains(&address);
+        let local =
+            || address.is_loopback() || address.is_unspecified() || self.interfaces.contains(&address);
         self.interfaces.contains(&address)
             || self.listeners.iter().any(|listener| {
                 listener.port() == socket.port()

@@ -166,7 +166,9 @@ pub enum DestinationError {
 /// Cuts at the colon behind the host: the only one outside brackets. Text with more of them is a bare IPv6
 /// address or has two ports; it has no port of its own and goes whole to the host's parser, to be refused.
 fn split_port(text: &str) -> (&str, Option<&str>) {
-    if let Some((host, rest)) = text.starts_with('[').then(|| text.rfind(']').map(|end| text.split_at(end + 1))).flatten() {
+    if let Some((host, rest)) =
+        text.starts_with('[').then(|| text.rfind(']').map(|end| text.split_at(end + 1))).flatten()
+    {
         return match rest.strip_prefix(':') {
             Some(port) => (host, Some(port)),
             None if rest.is_empty() => (host, None),

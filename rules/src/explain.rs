@@ -96,5 +96,7 @@ impl RuleSet {
 
 /// The name that was registered, under which a person would look for a rule; the name itself where it is one.
 fn registrable(name: &DomainName) -> DomainName {
-    psl::domain_str(name.as_str()).and_then(|domain| DomainName::parse(domain).ok()).unwrap_or_else(|| name.clone())
+    psl::domain_str(name.as_str())
+        .and_then(|domain| DomainName::parse(domain).ok())
+        .unwrap_or_else(|| name.clone())
 }

@@ -182,14 +182,23 @@ impl NameIndexBuilder {
         let (texts, hasher) = (&self.texts, &self.hasher);
         self.entries.shrink_to_fit(|entry| hasher.hash_one(text_of(texts, entry)));
         self.texts.shrink_to_fit();
-        let mut buckets = std::collections::HashMap::with_capacity_and_hasher(self.globs.len(), RandomState::new());
+        let mut buckets =
+            std::collections::HashMap::with_capacity_and_hasher(self.globs.len(), RandomState::new());
         for (suffix, mut patterns) in self.globs {
             patterns.sort_by(|(_, a), (_, b)| by_name(a, b));
-            let bucket = Bucket::new(&patterns)
-                .map_err(|error| IndexError::Globs { suffix: suffix.to_string(), error: error.to_string() })?;
+            let bucket = Bucket::new(&patterns).map_err(|error| IndexError::Globs {
+                suffix: suffix.to_string(),
+                error: error.to_string(),
+            })?;
             buckets.insert(suffix, bucket);
         }
-        Ok(NameIndex { texts: self.texts, entries: self.entries, hasher: self.hasher, lists: self.lists, buckets })
+        Ok(NameIndex {
+            texts: self.texts,
+            entries: self.entries,
+            hasher: self.hasher,
+            lists: self.lists,
+            buckets,
+        })
     }
 
     fn add_name(

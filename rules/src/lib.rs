@@ -7,6 +7,7 @@
 pub mod address;
 pub mod decision;
 pub mod destination;
+pub mod document;
 pub mod explain;
 mod index;
 pub mod name;
@@ -31,4 +32,6 @@ pub use port::{Port, PortError, PortSet};
 pub use ranges::PrefixSet;
 pub use reason::Reason;
 pub use rule::{Protocol, Rule};
-pub use ruleset::{Enforcement, Isolation, OnRevoke, Request, Revision, RuleSet, RuleSetBuilder, Settings, Lack};
+pub use ruleset::{
+    Enforcement, Isolation, Lack, OnRevoke, Request, Revision, RuleSet, RuleSetBuilder, Settings,
+};

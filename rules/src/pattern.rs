@@ -53,9 +53,9 @@ impl Pattern {
         match self {
             Self::Exact(exact) => exact == name,
             Self::Below(parent) => name.is_below(parent),
-            Self::InLabel(pattern) => pattern
-                .glob()
-                .is_ok_and(|glob| glob.compile_matcher().is_match(as_path(name.as_str()))),
+            Self::InLabel(pattern) => {
+                pattern.glob().is_ok_and(|glob| glob.compile_matcher().is_match(as_path(name.as_str())))
+            }
         }
     }
 
@@ -246,7 +246,9 @@ impl PatternError {
                 format!("for the names below, write `*.{bare}`; for the name itself, add `{bare}`")
             }
             PatternErrorKind::LeavesLabel => "write one pattern for each alternative".to_owned(),
-            PatternErrorKind::Glob(_) => "a wildcard is `*`, `?`, `[a-z]` or `{a,b}` inside one label".to_owned(),
+            PatternErrorKind::Glob(_) => {
+                "a wildcard is `*`, `?`, `[a-z]` or `{a,b}` inside one label".to_owned()
+            }
             PatternErrorKind::Name(error) => name_hint(*error, &self.text),
         }
     }
@@ -296,7 +298,11 @@ mod tests {
             ("pypi.org", &["pypi.org"], &["www.pypi.org", "evilpypi.org", "pypi.org.evil"]),
             ("PyPI.org.", &["pypi.org"], &[]),
             ("*.pypi.org", &["a.pypi.org", "a.b.pypi.org"], &["pypi.org", "evilpypi.org", "apypi.org"]),
-            ("lib-*.pypi.org", &["lib-a.pypi.org"], &["lib-a.b.pypi.org", "x.lib-a.pypi.org", "lib-apypi.org"]),
+            (
+                "lib-*.pypi.org",
+                &["lib-a.pypi.org"],
+                &["lib-a.b.pypi.org", "x.lib-a.pypi.org", "lib-apypi.org"],
+            ),
             ("node-?.pypi.org", &["node-1.pypi.org"], &["node-10.pypi.org", "node.pypi.org"]),
             ("node-[0-4].pypi.org", &["node-4.pypi.org"], &["node-5.pypi.org"]),
             ("{a,b}.pypi.org", &["a.pypi.org", "b.pypi.org"], &["c.pypi.org", "a.b.pypi.org"]),

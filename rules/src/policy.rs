@@ -10,32 +10,27 @@
 //! everything.
 
 mod compile;
-mod diagnostic;
 mod endpoint;
 mod expectation;
-mod fields;
 mod lint;
 mod parameters;
 mod raw;
 mod references;
 mod stores;
-mod suggest;
 mod tag_files;
 mod values;
-mod yaml;
 
 use jiff::Timestamp;
 
 use crate::ruleset::RuleSet;
 
+use crate::document::{Diagnostics, FileId, Report, Severity, decode, parse, plural, quoted, suggestion};
 use compile::{Compiler, Loaded, Origin};
-use diagnostic::{FileId, Report, Severity, plural, quoted};
 use raw::RawPolicy;
 use references::References;
 
-pub use diagnostic::{Diagnostic, DiagnosticPlace, Diagnostics, Severity as DiagnosticSeverity};
 pub use expectation::{PolicyTest, TestOutcome, run_tests};
-pub use references::{MAX_FILE, ReadFile, resolve};
+pub use references::{ReadFile, resolve};
 pub use tag_files::Tags;
 
 /// One file of a policy.
@@ -191,7 +186,7 @@ fn compile_into<'r>(
 }
 
 fn load(report: &mut Report, source: &Source) -> Option<Loaded> {
-    match references::decode(source.bytes.clone()) {
+    match decode(source.bytes.clone()) {
         Ok(text) => {
             let file = report.add_file(&source.name, text);
             read_text(report, file).map(|raw| Loaded { raw, origin: Origin::Own })
@@ -204,7 +199,7 @@ fn load(report: &mut Report, source: &Source) -> Option<Loaded> {
 }
 
 fn read_text(report: &mut Report, file: FileId) -> Option<RawPolicy> {
-    let root = yaml::parse(report, file)?;
+    let root = parse(report, file)?;
     Some(raw::read(report, &root))
 }
 
@@ -216,7 +211,7 @@ fn check_tests(report: &mut Report, files: &[Loaded], rules: Option<&RuleSet>) -
         if let (Some(span), Some(rule), Some(names)) = (test.rule, &test.test.rule, &names)
             && !names.contains_key(&**rule)
         {
-            let hint = suggest::hint(rule, names.keys().copied());
+            let hint = suggestion(rule, names.keys().copied());
             report.error(span, format!("no rule is named {}", quoted(rule))).hint(hint);
         }
         tests.push(test.test.clone());

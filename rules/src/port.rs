@@ -245,10 +245,7 @@ mod tests {
 
     #[test]
     fn a_bad_range_names_its_part() {
-        assert_eq!(
-            PortSet::parse("80,90-70"),
-            Err(PortRangeError::Backwards { text: "90-70".to_owned() })
-        );
+        assert_eq!(PortSet::parse("80,90-70"), Err(PortRangeError::Backwards { text: "90-70".to_owned() }));
         assert!(matches!(PortSet::parse("80,"), Err(PortRangeError::Port { error: PortError::Missing, .. })));
         assert!(matches!(PortSet::parse("80-"), Err(PortRangeError::Port { error: PortError::Missing, .. })));
     }

@@ -352,7 +352,9 @@ mod tests {
         for reason in Reason::ALL {
             let code = reason.code();
             assert!(codes.insert(code), "{code} stands for two reasons");
-            assert!(code.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'));
+            assert!(
+                code.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            );
             assert_eq!(reason.allows(), reason.status() == 200, "{code}");
             assert_eq!(reason.allows(), reason.proxy_error() == ProxyError::None, "{code}");
             // The sentence stands in a reason phrase, which many clients show alone.

@@ -260,7 +260,11 @@ impl FromIterator<IpNet> for ListedPrefixes {
         let prefixes: Vec<IpNet> = prefixes.into_iter().collect();
         Self {
             special: prefixes.iter().copied().filter(|prefix| is_special_prefix(*prefix)).collect(),
-            hosts: prefixes.iter().copied().filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len()).collect(),
+            hosts: prefixes
+                .iter()
+                .copied()
+                .filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len())
+                .collect(),
             all: prefixes.into_iter().collect(),
         }
     }

@@ -184,7 +184,10 @@ impl RuleSet {
         Decision {
             reason: verdict.reason,
             rule: verdict.rule.map(|rule| self.rule_ref(rule)),
-            nearest: judgement.nearest.filter(|_| !verdict.reason.allows()).map(|(rule, _)| self.rule_ref(rule)),
+            nearest: judgement
+                .nearest
+                .filter(|_| !verdict.reason.allows())
+                .map(|(rule, _)| self.rule_ref(rule)),
             enforcement: self.settings.enforcement,
             revision: self.settings.revision,
             permit,

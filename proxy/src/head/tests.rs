@@ -77,7 +77,10 @@ fn every_bad_head_has_its_own_reason() {
         (connect("http://pypi.org:443"), Reason::HostCharacter),
         ("CONNECT pypi.org:443 HTTP/1.1\r\nHost: evil.org:443\r\n\r\n".into(), Reason::HostFieldMismatch),
         ("CONNECT pypi.org:443 HTTP/1.1\r\nContent-Length: 5\r\n\r\n".into(), Reason::ConnectWithBody),
-        ("CONNECT pypi.org:443 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".into(), Reason::ConnectWithBody),
+        (
+            "CONNECT pypi.org:443 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
+            Reason::ConnectWithBody,
+        ),
         (get(""), Reason::HostFieldMissing),
         (get("Host: pypi.org\r\nHost: pypi.org"), Reason::HostFieldRepeated),
         (get("Host: evil.org"), Reason::HostFieldMismatch),
@@ -144,7 +147,8 @@ fn the_record_of_a_bad_head_holds_no_credentials_and_no_query() {
 
 #[test]
 fn lengths_are_plain_numbers() {
-    let body = |fields: &str| head(&format!("POST http://a.b/ HTTP/1.1\r\nHost: a.b\r\n{fields}\r\n\r\n")).body;
+    let body =
+        |fields: &str| head(&format!("POST http://a.b/ HTTP/1.1\r\nHost: a.b\r\n{fields}\r\n\r\n")).body;
     assert_eq!(body("Content-Length: 0"), BodyLength::None);
     assert_eq!(body("Content-Length: 12"), BodyLength::Bytes(12));
     assert_eq!(body("Transfer-Encoding: Chunked"), BodyLength::Chunked);

@@ -158,7 +158,9 @@ impl Exchanges {
 
     fn flow(&self, head: &RequestHead) -> record::Flow {
         let asked = match (&head.target, &head.host) {
-            (Target::Authority(destination) | Target::Absolute { destination, .. }, _) => destination.to_string(),
+            (Target::Authority(destination) | Target::Absolute { destination, .. }, _) => {
+                destination.to_string()
+            }
             (Target::Origin { .. }, Some(field)) => field.host.to_string(),
             (Target::Origin { .. }, None) => String::new(),
         };
@@ -277,7 +279,10 @@ impl Exchanges {
     /// The origin has switched protocols: the connection becomes a tunnel, if the client asked for that.
     async fn switch(&self, head: &RequestHead, answered: Answered) -> Result<Response<ClientBody>, Denial> {
         let Answered { mut response, origin, flow, mut trail } = answered;
-        let agreed = response.headers().get(header::UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        let agreed = response
+            .headers()
+            .get(header::UPGRADE)
+            .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
         if !head.websocket || !agreed {
             return Err(fail(trail, &flow, Reason::OriginSwitched).await);
         }

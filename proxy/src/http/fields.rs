@@ -71,7 +71,10 @@ mod tests {
     fn fields(lines: &[(&str, &str)]) -> HeaderMap {
         let mut fields = HeaderMap::new();
         for (name, value) in lines {
-            fields.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+            fields.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
         }
         fields
     }
@@ -93,7 +96,12 @@ mod tests {
             ("Expect", "100-continue"),
         ]);
         to_origin(&mut sent, &Destination::parse("pypi.org:80").unwrap());
-        let expected = fields(&[("Host", "pypi.org"), ("Content-Length", "3"), ("Accept", "*/*"), ("Via", "1.1 outgate")]);
+        let expected = fields(&[
+            ("Host", "pypi.org"),
+            ("Content-Length", "3"),
+            ("Accept", "*/*"),
+            ("Via", "1.1 outgate"),
+        ]);
         assert_eq!(sent, expected);
     }
 

@@ -50,7 +50,11 @@ impl Unanswered {
 
 impl Origin {
     /// Speaks HTTP over a connection that was just dialled.
-    pub(super) async fn new(stream: TcpStream, destination: Destination, address: VettedAddr) -> Result<Self, Reason> {
+    pub(super) async fn new(
+        stream: TcpStream,
+        destination: Destination,
+        address: VettedAddr,
+    ) -> Result<Self, Reason> {
         let (send, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_FIELDS)

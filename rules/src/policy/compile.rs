@@ -17,16 +17,15 @@ use crate::rule::{
 use crate::ruleset::{RuleSetBuilder, Settings};
 use crate::tags::{PseudoTag, UnknownTag};
 
-use super::diagnostic::{FileId, Report, Span, plural, quoted};
 use super::endpoint::{Endpoint, endpoint};
-use super::fields::{Placed, parse_at};
 use super::lint::Lint;
 use super::parameters::Parameters;
 use super::raw::{Kind, RawPolicy, RawRule, ResolvesTo, some_of};
 use super::references::References;
-use super::suggest;
 use super::tag_files::{self, Tags};
-use super::values;
+use crate::document::{
+    FileId, Mistake, Placed, Report, Span, nearest, parse_at, plural, prefix, quoted, suggestion,
+};
 
 /// A file of the policy, or a preset.
 pub(crate) struct Loaded {
@@ -114,7 +113,7 @@ impl<'c, 'r> Compiler<'c, 'r> {
                 continue;
             }
             let Some(text) = presets::find(&preset.value) else {
-                let hint = suggest::hint(&preset.value, presets::names().collect::<Vec<_>>().iter().copied());
+                let hint = suggestion(&preset.value, presets::names().collect::<Vec<_>>().iter().copied());
                 self.report
                     .error(preset.span, format!("no preset is named {}", quoted(&preset.value)))
                     .hint(hint);
@@ -229,7 +228,7 @@ impl<'c, 'r> Compiler<'c, 'r> {
             match origin {
                 Origin::Preset(preset) => *self.off.by_parameter.entry((preset, name)).or_default() += 1,
                 Origin::Own => {
-                    let hint = match suggest::nearest(&name, self.parameters.names()) {
+                    let hint = match nearest(&name, self.parameters.names()) {
                         Some(meant) => format!("did you mean `{{{meant}}}`?"),
                         None => format!(
                             "give it: `parameters: {{{name}: ...}}`; alternatives have a comma: {{a,b}}"
@@ -495,9 +494,8 @@ impl<'c, 'r> Compiler<'c, 'r> {
             match (self.groups.get(&source.value), parse_prefix(&source.value)) {
                 (Some(group), _) => prefixes.extend(group.value.prefixes()),
                 (None, Ok(_)) => {
-                    prefixes.extend(
-                        parse_at(self.report, &source.value, source.span, values::prefix).map(|it| it.value),
-                    );
+                    prefixes
+                        .extend(parse_at(self.report, &source.value, source.span, prefix).map(|it| it.value));
                 }
                 (None, Err(_)) => {
                     wrong = true;
@@ -515,11 +513,11 @@ impl<'c, 'r> Compiler<'c, 'r> {
 
     fn unknown_source(&mut self, source: &Placed<String>) {
         if source.value.contains('/') {
-            _ = parse_at(self.report, &source.value, source.span, values::prefix);
+            _ = parse_at(self.report, &source.value, source.span, prefix);
             return;
         }
         let groups = self.groups.keys().map(String::as_str);
-        let hint = match suggest::nearest(&source.value, groups) {
+        let hint = match nearest(&source.value, groups) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => format!(
                 "name it: `sources: {{{}: [10.1.0.0/24]}}`",
@@ -606,9 +604,9 @@ fn agree<T: PartialEq + Copy>(
 }
 
 /// A prefix of an address rule; the hint for a name is another one than for a prefix.
-fn address_or_prefix(text: &str) -> Result<IpNet, values::Mistake> {
-    values::prefix(text).map_err(|mistake| match Pattern::parse(text) {
-        Ok(_) => values::Mistake::new(mistake.message, "for a name, write a rule of `type: fqdn`"),
+fn address_or_prefix(text: &str) -> Result<IpNet, Mistake> {
+    prefix(text).map_err(|mistake| match Pattern::parse(text) {
+        Ok(_) => Mistake::new(mistake.message, "for a name, write a rule of `type: fqdn`"),
         Err(_) => mistake,
     })
 }

@@ -5,8 +5,7 @@
 
 use crate::port::{Port, PortSet};
 
-use super::diagnostic::quoted;
-use super::values::Mistake;
+use crate::document::{Mistake, quoted};
 
 /// The names and ports of one kind of resource.
 struct Service {

@@ -11,10 +11,7 @@ use crate::reason::Reason;
 use crate::rule::{Action, Protocol};
 use crate::ruleset::{Request, RuleSet};
 
-use super::diagnostic::{Report, Span, quoted};
-use super::fields::{Fields, Placed};
-use super::values::Mistake;
-use super::yaml::Node;
+use crate::document::{Fields, Mistake, Node, Placed, Report, Span, quoted};
 
 /// One entry of `tests:`.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -13,9 +13,9 @@ use crate::rule::{Action, RuleId, Terms};
 use crate::ruleset::{RuleSet, Settings};
 
 use super::compile::{Origin, Preset};
-use super::diagnostic::{Report, Severity, Span, quoted};
 use super::raw::{Access, Kind, RawRule, ResolvesTo, some_of};
 use super::stores;
+use crate::document::{Report, Severity, Span, quoted};
 
 mod shadow;
 

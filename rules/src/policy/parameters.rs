@@ -3,8 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
-use super::diagnostic::{Report, Span, quoted};
-use super::fields::Placed;
+use crate::document::{Placed, Report, Span, quoted};
 
 /// The parameters of all files together.
 #[derive(Debug, Default)]
@@ -85,7 +84,7 @@ fn next_parameter(text: &str) -> Option<(&str, &str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::diagnostic::Report;
+    use crate::document::Report;
 
     #[test]
     fn parameters_fill_and_alternatives_stay() {

@@ -9,12 +9,12 @@ use crate::port::PortSet;
 use crate::rule::{Action, Protocols, SniCheck};
 use crate::ruleset::{Enforcement, Isolation, OnRevoke};
 
-use super::diagnostic::{Report, Span, quoted};
 use super::expectation::{RawTest, read_test};
-use super::fields::{Fields, Placed, kind, parse_at, texts, unknown_key};
-use super::suggest;
-use super::values::{self, Mistake};
-use super::yaml::{Key, Node, Value};
+use super::values;
+use crate::document::{
+    Fields, Key, Node, Placed, Report, Span, Value, duration, kind, nearest, parse_at, prefix, quoted, texts,
+    unknown_key,
+};
 
 mod rule;
 
@@ -111,9 +111,8 @@ fn check_keys(report: &mut Report, fields: &Fields<'_>) {
     }
     let unknown =
         || fields.entries().iter().map(|(key, _)| key).filter(|key| !KEYS.contains(&key.text.as_str()));
-    let slip = |key: &&Key| {
-        !WORKSPACE_KEYS.contains(&key.text.as_str()) && suggest::nearest(&key.text, KEYS).is_some()
-    };
+    let slip =
+        |key: &&Key| !WORKSPACE_KEYS.contains(&key.text.as_str()) && nearest(&key.text, KEYS).is_some();
     for key in unknown().filter(slip) {
         unknown_key(report, key, &KEYS);
     }
@@ -163,7 +162,7 @@ fn on_revoke(report: &mut Report, fields: &Fields<'_>) -> Option<Placed<OnRevoke
     }
     let inner = Fields::of(report, node, "`close`, `keep` or {drain: 60s}")?;
     inner.only(report, &["drain"]);
-    let drain = inner.parsed(report, "drain", values::duration)?;
+    let drain = inner.parsed(report, "drain", duration)?;
     Some(Placed::new(OnRevoke::Drain(drain.value), node.span))
 }
 
@@ -194,7 +193,7 @@ fn groups(report: &mut Report, fields: &Fields<'_>) -> Vec<(Placed<String>, Vec<
     for (key, _) in fields.entries() {
         let name = |text: &str| values::identifier(text, "a source group").map(|()| text.to_owned());
         let name = parse_at(report, &key.text, key.span, name);
-        let prefixes = fields.all_parsed(report, &key.text, values::prefix);
+        let prefixes = fields.all_parsed(report, &key.text, prefix);
         let prefixes = prefixes.map(|prefixes| prefixes.into_iter().map(|prefix| prefix.value).collect());
         found.extend(name.zip(prefixes));
     }

@@ -1,17 +1,12 @@
 //! Files that a policy refers to, and the digest of everything that was read.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use crate::ruleset::Revision;
 
-use super::diagnostic::{FileId, Report, quoted};
-use super::fields::Placed;
-
-/// The largest file that is read, in bytes. A million names take 30 MB.
-pub const MAX_FILE: usize = 256 << 20;
+use crate::document::{FileId, Placed, Report, decode, quoted};
 
 /// Reads a file by the path that [`resolve`] made; an error is a sentence for people.
 pub type ReadFile<'r> = dyn FnMut(&str) -> Result<Vec<u8>, String> + 'r;
@@ -73,42 +68,6 @@ pub fn resolve(from: &str, path: &str) -> String {
     match from.rsplit_once('/') {
         Some((folder, _)) if !path.starts_with('/') => format!("{folder}/{path}"),
         Some(_) | None => path.to_owned(),
-    }
-}
-
-/// Why bytes are not the text of a policy.
-pub(crate) struct NotText {
-    /// The line of the first byte that is wrong, from 1.
-    pub(crate) line: u32,
-    pub(crate) message: String,
-    pub(crate) hint: Option<String>,
-}
-
-/// Bytes as text: UTF-8 without NUL, a byte-order mark left out.
-pub(crate) fn decode(bytes: Vec<u8>) -> Result<Arc<str>, NotText> {
-    let wrong = |at: usize, bytes: &[u8], message: String, hint: &str| NotText {
-        line: 1 + bytes.iter().take(at).filter(|byte| **byte == b'\n').count() as u32,
-        message,
-        hint: Some(hint.to_owned()),
-    };
-    if bytes.len() > MAX_FILE {
-        let message = format!("the file has {} bytes; more than {MAX_FILE} are not read", bytes.len());
-        return Err(wrong(0, &bytes, message, "split it into several files"));
-    }
-    if let Some(at) = bytes.iter().position(|byte| *byte == 0) {
-        return Err(wrong(
-            at,
-            &bytes,
-            "the file is binary: it has a NUL byte".to_owned(),
-            "a policy is UTF-8 text",
-        ));
-    }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Arc::from(text.strip_prefix('\u{feff}').unwrap_or(&text))),
-        Err(error) => {
-            let at = error.utf8_error().valid_up_to();
-            Err(wrong(at, error.as_bytes(), "the file is not UTF-8 text".to_owned(), "save it as UTF-8"))
-        }
     }
 }
 

@@ -7,9 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::tags::{AbnormalChange, ServiceTags, UnknownTag, abnormal_changes};
 
-use super::diagnostic::{Report, Severity, quoted};
-use super::fields::Placed;
 use super::references::{Identity, References, resolve};
+use crate::document::{Placed, Report, Severity, quoted};
 
 /// The service tags that a policy was compiled with. Handed to the next compilation, they hold back a
 /// refresh that changes a tag abnormally.

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::destination::Destination;
+use crate::document::MAX_FILE;
 use crate::rule::{Opens, Protocol, Reach, Rule, SniCheck};
 use crate::ruleset::{Enforcement, Isolation, OnRevoke, Request};
 

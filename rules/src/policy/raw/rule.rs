@@ -1,6 +1,7 @@
 //! One rule as written.
 
 use super::*;
+use crate::document::{Mistake, size, suggestion};
 use crate::rule::Protocol;
 
 /// A rule, its fields checked by themselves. Names, prefixes and the like are still text: parameters fill them.
@@ -158,10 +159,8 @@ pub(super) fn read(
         sni: fields.word(report, "sni", &SNI).map_or(SniCheck::Match, |sni| sni.value),
         tls_only: fields.word(report, "tls_only", &BOOLEAN).is_some_and(|only| only.value),
         expires: fields.parsed(report, "expires", values::expiry),
-        max_upload: fields.parsed(report, "max_upload", values::size).map(|size| size.value),
-        max_upload_per_hour: fields
-            .parsed(report, "max_upload_per_hour", values::size)
-            .map(|size| size.value),
+        max_upload: fields.parsed(report, "max_upload", size).map(|size| size.value),
+        max_upload_per_hour: fields.parsed(report, "max_upload_per_hour", size).map(|size| size.value),
         access: fields.word(report, "access", &ACCESS).map(|access| access.value),
     };
     destination(report, &fields, &mut rule);
@@ -199,7 +198,7 @@ fn rule_kind(report: &mut Report, fields: &Fields<'_>) -> Option<Kind> {
     let plain = |text: &str| text.to_ascii_lowercase().replace('_', "");
     let kind = fields.parsed(report, "type", |text| {
         Kind::ALL.into_iter().find(|kind| plain(kind.name()) == plain(text)).ok_or_else(|| {
-            let hint = suggest::hint(text, Kind::ALL.map(Kind::name));
+            let hint = suggestion(text, Kind::ALL.map(Kind::name));
             Mistake::new(format!("{} is not a type of rule", quoted(text)), hint)
         })
     });
@@ -225,7 +224,7 @@ fn check_keys(
         match KEYS.iter().find(|(known, ..)| *known == key.text) {
             None => {
                 let known = KEYS.iter().filter(|(_, kinds, _)| !kinds.is_empty()).map(|(known, ..)| *known);
-                let hint = suggest::hint(&key.text, known);
+                let hint = suggestion(&key.text, known);
                 report.error(key.span, format!("unknown key {} in a rule", quoted(&key.text))).hint(hint);
             }
             Some((known, [], _)) => {
@@ -418,7 +417,7 @@ fn resolves_to(report: &mut Report, fields: &Fields<'_>) -> Option<Placed<Resolv
             format!("`{text}` does not mix with prefixes"),
             "write a rule for each, or list the prefixes that are meant",
         )),
-        _ => values::prefix(text).map_err(|mistake| Mistake {
+        _ => prefix(text).map_err(|mistake| Mistake {
             message: mistake.message,
             hint: Some("`public`, `private`, or prefixes such as 10.9.0.0/16".to_owned())
                 .filter(|_| text.bytes().all(|byte| byte.is_ascii_alphabetic()))

@@ -21,14 +21,16 @@ const MAX_DEPTH: usize = 32;
 
 /// A value and where it stands.
 #[derive(Clone, Debug)]
-pub(crate) struct Node {
-    pub(crate) span: Span,
-    pub(crate) value: Value,
+pub struct Node {
+    /// Where.
+    pub span: Span,
+    /// What.
+    pub value: Value,
 }
 
 /// What a value is.
 #[derive(Clone, Debug)]
-pub(crate) enum Value {
+pub enum Value {
     /// Nothing, `~` or `null`.
     Null,
     /// Any other scalar.
@@ -43,21 +45,24 @@ pub(crate) enum Value {
 
 /// A scalar's text.
 #[derive(Clone, Debug)]
-pub(crate) struct Text {
-    pub(crate) text: String,
+pub struct Text {
+    /// As written, quotes and escapes resolved.
+    pub text: String,
     /// Where the text itself begins in the file, if it stands there byte for byte.
-    pub(crate) verbatim_at: Option<u32>,
+    pub verbatim_at: Option<u32>,
 }
 
 /// A key of a mapping.
 #[derive(Clone, Debug)]
-pub(crate) struct Key {
-    pub(crate) span: Span,
-    pub(crate) text: String,
+pub struct Key {
+    /// Where.
+    pub span: Span,
+    /// Its text.
+    pub text: String,
 }
 
 /// Reads one file. What is wrong with it is reported; then there may be no tree. An empty file is [`Value::Null`].
-pub(crate) fn parse(report: &mut Report, file: FileId) -> Option<Node> {
+pub fn parse(report: &mut Report, file: FileId) -> Option<Node> {
     let text = report.text(file);
     let options = granit_parser::options! {
         disallow_directives: true,

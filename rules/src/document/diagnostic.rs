@@ -54,11 +54,12 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// Adds what to do about it.
-    pub(crate) fn hint(&mut self, hint: impl Into<String>) -> &mut Self {
+    pub fn hint(&mut self, hint: impl Into<String>) -> &mut Self {
         self.hint_if(Some(hint.into()))
     }
 
-    pub(crate) fn hint_if(&mut self, hint: Option<String>) -> &mut Self {
+    /// Adds what to do about it, if anything is known.
+    pub fn hint_if(&mut self, hint: Option<String>) -> &mut Self {
         self.hint = hint.map(bounded);
         self
     }
@@ -182,7 +183,7 @@ impl fmt::Display for Diagnostics {
 impl std::error::Error for Diagnostics {}
 
 /// `1 error`, `2 errors`, `2 entries`.
-pub(crate) fn plural(count: usize, word: &str) -> String {
+pub fn plural(count: usize, word: &str) -> String {
     match (count, word.strip_suffix('y')) {
         (1, _) => format!("1 {word}"),
         (_, Some(stem)) => format!("{count} {stem}ies"),
@@ -191,7 +192,7 @@ pub(crate) fn plural(count: usize, word: &str) -> String {
 }
 
 /// Text from a policy inside a message: in backticks, without control characters, cut to a readable length.
-pub(crate) fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let mut shown: String = text.chars().take(80).flat_map(char::escape_debug).collect();
     // Quotes are escaped for a string literal, which this is not.
     shown = shown.replace("\\\"", "\"").replace("\\'", "'");
@@ -247,55 +248,64 @@ fn show<'d>(group: Group<'d>, place: &'d DiagnosticPlace, kind: AnnotationKind, 
 
 /// A stretch of one file's text. The numbers fit because no file of more than 256 MiB is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Span {
-    pub(crate) file: FileId,
+pub struct Span {
+    /// The file.
+    pub file: FileId,
     /// From 1.
-    pub(crate) line: u32,
-    /// Bytes of the file's text.
-    pub(crate) start: u32,
-    pub(crate) end: u32,
+    pub line: u32,
+    /// The first byte, counted in the file's text.
+    pub start: u32,
+    /// The byte behind the last.
+    pub end: u32,
 }
 
 /// A file's number in its [`Report`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct FileId(u32);
+pub struct FileId(u32);
 
 /// The texts that are read, and what is found wrong with them.
 #[derive(Debug, Default)]
-pub(crate) struct Report {
+pub struct Report {
     files: Vec<(Arc<str>, Arc<str>)>,
     found: Diagnostics,
 }
 
 impl Report {
     /// Takes a file's text in, so that places in it can be shown.
-    pub(crate) fn add_file(&mut self, name: &str, text: Arc<str>) -> FileId {
+    pub fn add_file(&mut self, name: &str, text: Arc<str>) -> FileId {
         self.files.push((Arc::from(name), text));
         FileId(self.files.len() as u32 - 1)
     }
 
-    pub(crate) fn name(&self, file: FileId) -> Arc<str> {
+    /// A file's name.
+    #[must_use]
+    pub fn name(&self, file: FileId) -> Arc<str> {
         self.files.get(file.0 as usize).map_or_else(|| Arc::from(""), |(name, _)| Arc::clone(name))
     }
 
-    pub(crate) fn text(&self, file: FileId) -> Arc<str> {
+    /// A file's text.
+    #[must_use]
+    pub fn text(&self, file: FileId) -> Arc<str> {
         self.files.get(file.0 as usize).map_or_else(|| Arc::from(""), |(_, text)| Arc::clone(text))
     }
 
-    pub(crate) fn error(&mut self, span: Span, message: impl Into<String>) -> &mut Diagnostic {
+    /// A mistake: the document is not taken.
+    pub fn error(&mut self, span: Span, message: impl Into<String>) -> &mut Diagnostic {
         self.at(Severity::Error, Some(span), message.into())
     }
 
-    pub(crate) fn warning(&mut self, span: Span, message: impl Into<String>) -> &mut Diagnostic {
+    /// Something that opens more or less than its author may think.
+    pub fn warning(&mut self, span: Span, message: impl Into<String>) -> &mut Diagnostic {
         self.at(Severity::Warning, Some(span), message.into())
     }
 
-    pub(crate) fn note(&mut self, span: Span, message: impl Into<String>) -> &mut Diagnostic {
+    /// Something worth knowing.
+    pub fn note(&mut self, span: Span, message: impl Into<String>) -> &mut Diagnostic {
         self.at(Severity::Note, Some(span), message.into())
     }
 
     /// An error that has two places: where it is, and what it contradicts.
-    pub(crate) fn conflict(
+    pub fn conflict(
         &mut self,
         span: Span,
         message: impl Into<String>,
@@ -309,7 +319,7 @@ impl Report {
     }
 
     /// A warning that has two places.
-    pub(crate) fn overlap(
+    pub fn overlap(
         &mut self,
         span: Span,
         message: impl Into<String>,
@@ -323,33 +333,32 @@ impl Report {
     }
 
     /// Something about the policy as a whole.
-    pub(crate) fn overall(&mut self, severity: Severity, message: impl Into<String>) -> &mut Diagnostic {
+    pub fn overall(&mut self, severity: Severity, message: impl Into<String>) -> &mut Diagnostic {
         self.at(severity, None, message.into())
     }
 
     /// Something about a file whose text could not be read.
-    pub(crate) fn file_error(
-        &mut self,
-        name: &str,
-        line: u32,
-        message: impl Into<String>,
-    ) -> &mut Diagnostic {
+    pub fn file_error(&mut self, name: &str, line: u32, message: impl Into<String>) -> &mut Diagnostic {
         let place = DiagnosticPlace { file: Arc::from(name), line, column: 1, excerpt: None, marked: 0..0 };
         let diagnostic = self.at(Severity::Error, None, message.into());
         diagnostic.place = Some(place);
         diagnostic
     }
 
-    pub(crate) fn has_errors(&self) -> bool {
+    /// Whether there is a mistake.
+    #[must_use]
+    pub fn has_errors(&self) -> bool {
         self.found.errors() > 0
     }
 
-    pub(crate) fn errors(&self) -> usize {
+    /// How many mistakes there are.
+    #[must_use]
+    pub fn errors(&self) -> usize {
         self.found.errors()
     }
 
     /// What was found, in the order of the files.
-    pub(crate) fn into_diagnostics(mut self) -> Diagnostics {
+    pub fn into_diagnostics(mut self) -> Diagnostics {
         let order: std::collections::HashMap<Arc<str>, usize> =
             self.files.iter().enumerate().map(|(index, (name, _))| (Arc::clone(name), index)).collect();
         for kept in [&mut self.found.errors, &mut self.found.warnings, &mut self.found.notes] {

@@ -7,27 +7,31 @@ use super::yaml::{Key, Node, Text, Value};
 
 /// A value with its place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Placed<T> {
-    pub(crate) value: T,
-    pub(crate) span: Span,
+pub struct Placed<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub span: Span,
 }
 
 impl<T> Placed<T> {
-    pub(crate) fn new(value: T, span: Span) -> Self {
+    /// A value at its place.
+    pub fn new(value: T, span: Span) -> Self {
         Self { value, span }
     }
 }
 
 /// The fields of one mapping.
 #[derive(Clone, Copy)]
-pub(crate) struct Fields<'n> {
+pub struct Fields<'n> {
     entries: &'n [(Key, Node)],
-    pub(crate) span: Span,
+    /// Where the mapping stands.
+    pub span: Span,
 }
 
 impl<'n> Fields<'n> {
     /// The fields of a value that has to be a mapping; `what` says in an error what was expected.
-    pub(crate) fn of(report: &mut Report, node: &'n Node, what: &str) -> Option<Self> {
+    pub fn of(report: &mut Report, node: &'n Node, what: &str) -> Option<Self> {
         match &node.value {
             Value::Map(entries) => Some(Self { entries, span: node.span }),
             Value::Invalid => None,
@@ -40,16 +44,20 @@ impl<'n> Fields<'n> {
         }
     }
 
-    pub(crate) fn entries(&self) -> &'n [(Key, Node)] {
+    /// Every key with its value, in the order of the document.
+    #[must_use]
+    pub fn entries(&self) -> &'n [(Key, Node)] {
         self.entries
     }
 
-    pub(crate) fn get(&self, key: &str) -> Option<&'n Node> {
+    /// The value of a key.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&'n Node> {
         self.entry(key).map(|(_, node)| node)
     }
 
     /// Where the key stands, if it does.
-    pub(crate) fn key(&self, key: &str) -> Option<Span> {
+    pub fn key(&self, key: &str) -> Option<Span> {
         self.entry(key).map(|(key, _)| key.span)
     }
 
@@ -58,30 +66,30 @@ impl<'n> Fields<'n> {
     }
 
     /// Reports every key that is not known.
-    pub(crate) fn only(&self, report: &mut Report, known: &[&'static str]) {
+    pub fn only(&self, report: &mut Report, known: &[&'static str]) {
         for (key, _) in self.entries.iter().filter(|(key, _)| !known.contains(&key.text.as_str())) {
             unknown_key(report, key, known);
         }
     }
 
     /// One string.
-    pub(crate) fn text(&self, report: &mut Report, key: &str) -> Option<Placed<&'n str>> {
+    pub fn text(&self, report: &mut Report, key: &str) -> Option<Placed<&'n str>> {
         text(report, self.get(key)?, key)
     }
 
     /// One string, owned.
-    pub(crate) fn string(&self, report: &mut Report, key: &str) -> Option<Placed<String>> {
+    pub fn string(&self, report: &mut Report, key: &str) -> Option<Placed<String>> {
         self.text(report, key).map(|text| Placed::new(text.value.to_owned(), text.span))
     }
 
     /// A string with commas in it, or a list of such strings; an empty list is a mistake, for nobody can tell
     /// whether its author meant nothing or everything.
-    pub(crate) fn texts(&self, report: &mut Report, key: &str) -> Option<Vec<Placed<String>>> {
+    pub fn texts(&self, report: &mut Report, key: &str) -> Option<Vec<Placed<String>>> {
         texts(report, self.get(key)?, key)
     }
 
     /// One string, read by `parse`.
-    pub(crate) fn parsed<T>(
+    pub fn parsed<T>(
         &self,
         report: &mut Report,
         key: &str,
@@ -92,7 +100,7 @@ impl<'n> Fields<'n> {
     }
 
     /// Strings as by [`Fields::texts`], each read by `parse`.
-    pub(crate) fn all_parsed<T>(
+    pub fn all_parsed<T>(
         &self,
         report: &mut Report,
         key: &str,
@@ -103,7 +111,7 @@ impl<'n> Fields<'n> {
     }
 
     /// One of a few words.
-    pub(crate) fn word<T: Copy>(
+    pub fn word<T: Copy>(
         &self,
         report: &mut Report,
         key: &str,
@@ -121,7 +129,7 @@ impl<'n> Fields<'n> {
     }
 
     /// The items of a list.
-    pub(crate) fn list(&self, report: &mut Report, key: &str) -> Option<&'n [Node]> {
+    pub fn list(&self, report: &mut Report, key: &str) -> Option<&'n [Node]> {
         let node = self.get(key)?;
         match &node.value {
             Value::List(items) => Some(items),
@@ -136,13 +144,14 @@ impl<'n> Fields<'n> {
     }
 }
 
-pub(crate) fn unknown_key(report: &mut Report, key: &Key, known: &[&'static str]) {
+/// Reports a key that is not known, with the one that was probably meant.
+pub fn unknown_key(report: &mut Report, key: &Key, known: &[&'static str]) {
     let hint = suggest::hint(&key.text, known.iter().copied());
     report.error(key.span, format!("unknown key {}", quoted(&key.text))).hint(hint);
 }
 
 /// Reads a text; a mistake is reported at its place.
-pub(crate) fn parse_at<T>(
+pub fn parse_at<T>(
     report: &mut Report,
     text: &str,
     span: Span,
@@ -158,7 +167,7 @@ pub(crate) fn parse_at<T>(
 }
 
 /// What a value is, for people.
-pub(crate) fn kind(node: &Node) -> &'static str {
+pub fn kind(node: &Node) -> &'static str {
     match &node.value {
         Value::Null | Value::Invalid => "nothing",
         Value::Text(_) => "a single value",
@@ -185,7 +194,7 @@ fn text<'n>(report: &mut Report, node: &'n Node, key: &str) -> Option<Placed<&'n
 }
 
 /// Strings of a value that is one string with commas in it or a list of such.
-pub(crate) fn texts(report: &mut Report, node: &Node, key: &str) -> Option<Vec<Placed<String>>> {
+pub fn texts(report: &mut Report, node: &Node, key: &str) -> Option<Vec<Placed<String>>> {
     let mut found = Vec::new();
     match &node.value {
         Value::Text(text) => split(text, node.span, &mut found),

@@ -2,7 +2,7 @@
 
 /// The candidate that somebody who wrote `written` most likely meant: at most two letters wrong, missing, too many
 /// or swapped, and never more than a third of them.
-pub(crate) fn nearest<'c>(written: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+pub fn nearest<'c>(written: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let written = fold(written);
     // A word of sixty letters is no misspelt key, and distances cost the product of both lengths.
     if written.len() > 60 {
@@ -23,7 +23,7 @@ pub(crate) fn nearest<'c>(written: &str, candidates: impl IntoIterator<Item = &'
 }
 
 /// A hint: what was likely meant, or else what there is.
-pub(crate) fn hint<'c>(written: &str, candidates: impl IntoIterator<Item = &'c str> + Clone) -> String {
+pub fn hint<'c>(written: &str, candidates: impl IntoIterator<Item = &'c str> + Clone) -> String {
     match nearest(written, candidates.clone()) {
         Some(meant) => format!("did you mean `{meant}`?"),
         None => {

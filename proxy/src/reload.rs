@@ -1,0 +1,308 @@
+//! Putting a policy in force, at start and again: by a signal, a changed file, `outgate reload`, or because a
+//! rule expired.
+//!
+//! A reload is a swap of an immutable rule set. A policy with a mistake in it changes nothing, loudly. Open
+//! flows are decided again by the rules that now hold.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use notify::{RecursiveMode, Watcher};
+use outgate_rules::policy::{Compiled, Tags};
+use outgate_rules::{Enforcement, Isolation, OwnAddresses, Revision, RuleSet};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::admin::GateState;
+use crate::flow::Revoked;
+use crate::gate::Gate;
+use crate::own;
+use crate::policy::{PolicyFiles, Stamp};
+use crate::record::{PolicyRead, ReloadResult, Trigger};
+
+/// How long a change is given to be followed by others: an editor writes, renames and sets modes.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How often the files are looked at even if nothing was told: not every file system tells.
+const POLL: Duration = Duration::from_secs(30);
+/// The longest sleep until an expiry: the wall clock may be set meanwhile.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// Puts policies in force.
+#[derive(Debug)]
+pub struct Reloader {
+    gate: Arc<Gate>,
+    state: Arc<GateState>,
+    files: PolicyFiles,
+    /// The listeners, for the addresses that lead back here.
+    listeners: Vec<std::net::SocketAddr>,
+    loaded: Mutex<Loaded>,
+    /// Told when other rules are in force: expiries and files may be others.
+    changed: watch::Sender<()>,
+}
+
+/// What is remembered of the policy in force.
+#[derive(Debug)]
+struct Loaded {
+    tags: Tags,
+    files: Vec<String>,
+}
+
+/// What came of a reload, for who asked.
+#[derive(Debug)]
+pub struct Report {
+    /// Whether the policy on disk is now in force.
+    pub in_force: bool,
+    /// In words, of one or more lines.
+    pub text: String,
+}
+
+impl Reloader {
+    /// Puts a policy that was compiled at start in force and records that.
+    pub async fn start(
+        gate: Arc<Gate>,
+        state: Arc<GateState>,
+        files: PolicyFiles,
+        listeners: Vec<std::net::SocketAddr>,
+        compiled: Compiled,
+    ) -> Arc<Self> {
+        let loaded = Mutex::new(Loaded { tags: compiled.tags, files: compiled.files });
+        let rules = Arc::new(compiled.rules);
+        let reloader = Self { gate, state, files, listeners, loaded, changed: watch::Sender::new(()) };
+        reloader.gate.set_own(reloader.own());
+        let loaded = reloader.loaded.lock().await;
+        reloader.applied(&rules, Trigger::Start, None, &loaded.files).await;
+        drop(loaded);
+        Arc::new(reloader)
+    }
+
+    /// Reads the policy again and puts it in force, if there is no mistake in it.
+    pub async fn reload(&self, trigger: Trigger) -> Report {
+        let mut loaded = self.loaded.lock().await;
+        let (files, tags) = (self.files.clone(), loaded.tags.clone());
+        let compiled = tokio::task::spawn_blocking(move || files.load(Some(&tags), Timestamp::now())).await;
+        match compiled {
+            Ok(Ok(compiled)) => {
+                loaded.tags = compiled.tags;
+                loaded.files = compiled.files;
+                let previous = self.gate.rules().settings().revision;
+                let rules = Arc::new(compiled.rules);
+                let text = self.applied(&rules, trigger, Some(previous), &loaded.files).await;
+                Report { in_force: true, text: with_warnings(text, &compiled.diagnostics) }
+            }
+            Ok(Err(diagnostics)) => {
+                let errors: Vec<String> = diagnostics.iter().map(one_line).collect();
+                self.rejected(trigger, &errors, &diagnostics.to_string()).await
+            }
+            Err(_) => self.rejected(trigger, &["the policy could not be compiled".to_owned()], "").await,
+        }
+    }
+
+    async fn applied(
+        &self,
+        rules: &Arc<RuleSet>,
+        trigger: Trigger,
+        previous: Option<Revision>,
+        files: &[String],
+    ) -> String {
+        let revision = rules.settings().revision;
+        let result = if previous == Some(revision) { ReloadResult::Unchanged } else { ReloadResult::Applied };
+        let own = self.own();
+        self.gate.set_own(own.clone());
+        self.gate.set_rules(Arc::clone(rules));
+        let revoked = self.gate.flows.decide_again(rules, &own, Timestamp::now());
+        self.changed.send_replace(());
+        self.tell(trigger, result, previous, revoked, &[], files).await;
+        let text = in_force(rules, files.len());
+        let revoked = told_revoked(revoked);
+        if trigger != Trigger::Start && (result == ReloadResult::Applied || !revoked.is_empty()) {
+            self.gate.recorder.console().notice(format!("{text}{revoked}"));
+        }
+        match result {
+            ReloadResult::Unchanged => format!("unchanged: {text}{revoked}"),
+            ReloadResult::Applied | ReloadResult::Rejected => format!("{text}{revoked}"),
+        }
+    }
+
+    async fn rejected(&self, trigger: Trigger, errors: &[String], text: &str) -> Report {
+        let kept = self.gate.rules().settings().revision;
+        self.tell(trigger, ReloadResult::Rejected, Some(kept), Revoked::default(), errors, &[]).await;
+        let text = format!("{text}\nthe policy was not taken; revision {kept} stays in force");
+        self.gate.recorder.console().notice(text.clone());
+        Report { in_force: false, text }
+    }
+
+    async fn tell(
+        &self,
+        trigger: Trigger,
+        result: ReloadResult,
+        previous: Option<Revision>,
+        revoked: Revoked,
+        errors: &[String],
+        files: &[String],
+    ) {
+        let rules = self.gate.rules();
+        let event = PolicyRead {
+            time: Timestamp::now(),
+            trigger,
+            result,
+            revision: Some(rules.settings().revision),
+            previous,
+            rules: rules.len(),
+            errors,
+            revoked: revoked.closed,
+            draining: revoked.draining,
+        };
+        self.state.policy_read(&event, files);
+        // The policy is in force either way; that it went unrecorded is counted and told by the recorder.
+        let _ = self.gate.recorder.policy(&event).await;
+    }
+
+    /// Open flows are decided again when a rule expires; the rules themselves already look at the clock.
+    async fn expire(&self) {
+        let rules = self.gate.rules();
+        let revoked = self.gate.flows.decide_again(&rules, &self.gate.own(), Timestamp::now());
+        let revision = Some(rules.settings().revision);
+        self.tell(
+            Trigger::Expiry,
+            ReloadResult::Applied,
+            revision,
+            revoked,
+            &[],
+            &self.loaded.lock().await.files,
+        )
+        .await;
+        self.gate.recorder.console().notice(format!("a rule has expired{}", told_revoked(revoked)));
+    }
+
+    /// Waits for expiries, one after the other.
+    pub async fn watch_expiries(&self) {
+        let mut changed = self.changed.subscribe();
+        loop {
+            let next = self.gate.rules().next_expiry(Timestamp::now());
+            let sleep_for = next.map_or(LONGEST_SLEEP, |next| until(next).min(LONGEST_SLEEP));
+            tokio::select! {
+                () = sleep(sleep_for) => {}
+                _ = changed.changed() => continue,
+            }
+            if next.is_some_and(|next| next <= Timestamp::now()) {
+                self.expire().await;
+            }
+        }
+    }
+
+    /// Reloads when a file of the policy changes. Any event is only a hint: what the files say decides, and
+    /// they are looked at now and then without one.
+    pub async fn watch_files(&self) {
+        let (tell, mut told) = mpsc::channel(1);
+        let mut watcher = notify::recommended_watcher(move |_| {
+            // A hint that finds another one waiting adds nothing to it.
+            let _ = tell.try_send(());
+        })
+        .ok();
+        let mut watched: Vec<PathBuf> = Vec::new();
+        let mut seen = self.stamps().await;
+        let mut changed = self.changed.subscribe();
+        loop {
+            let folders = self.files.folders(&self.loaded.lock().await.files);
+            if let Some(watcher) = &mut watcher {
+                watch_folders(watcher, &mut watched, folders);
+            }
+            tokio::select! {
+                _ = told.recv() => settle(&mut told).await,
+                () = sleep(POLL) => self.gate.set_own(self.own()),
+                _ = changed.changed() => {
+                    seen = self.stamps().await;
+                    continue;
+                }
+            }
+            let now = self.stamps().await;
+            if now != seen {
+                self.reload(Trigger::File).await;
+                seen = now;
+            }
+        }
+    }
+
+    async fn stamps(&self) -> Vec<Stamp> {
+        self.files.stamps(&self.loaded.lock().await.files)
+    }
+
+    fn own(&self) -> OwnAddresses {
+        OwnAddresses { listeners: self.listeners.clone(), interfaces: own::interfaces() }
+    }
+}
+
+/// Waits until no further hint comes for a while, but not for ever.
+async fn settle(told: &mut mpsc::Receiver<()>) {
+    let latest = Instant::now() + 5 * SETTLE;
+    while Instant::now() < latest && timeout(SETTLE, told.recv()).await.is_ok() {}
+}
+
+fn watch_folders(watcher: &mut impl Watcher, watched: &mut Vec<PathBuf>, folders: Vec<PathBuf>) {
+    if *watched == folders {
+        return;
+    }
+    for gone in watched.iter().filter(|folder| !folders.contains(folder)) {
+        // A folder that no longer exists is not watched either way.
+        let _ = watcher.unwatch(gone);
+    }
+    for new in folders.iter().filter(|folder| !watched.contains(folder)) {
+        // Where this fails, the poll remains.
+        let _ = watcher.watch(new, RecursiveMode::NonRecursive);
+    }
+    *watched = folders;
+}
+
+/// `enforcing revision 1a2b3c4d5e6f: 12 rules from 1 file`
+#[must_use]
+pub fn in_force(rules: &RuleSet, files: usize) -> String {
+    let settings = rules.settings();
+    let verb = match settings.enforcement {
+        Enforcement::Enforce => "enforcing",
+        Enforcement::Report => "reporting, not enforcing,",
+    };
+    let mode = match settings.isolation {
+        Isolation::AllowOnlyApprovedOutbound => "",
+        Isolation::AllowInternetOutbound => ", the internet allowed",
+    };
+    let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+    format!(
+        "{verb} revision {}: {} from {}{mode}",
+        settings.revision,
+        plural(rules.len(), "rule"),
+        plural(files, "file")
+    )
+}
+
+fn told_revoked(revoked: Revoked) -> String {
+    let counts = [
+        (revoked.closed, "closed"),
+        (revoked.draining, "draining"),
+        (revoked.kept, "kept though no longer allowed"),
+    ];
+    let told: Vec<String> = counts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| format!("{count} {word}"))
+        .collect();
+    if told.is_empty() { String::new() } else { format!("; open flows: {}", told.join(", ")) }
+}
+
+fn with_warnings(text: String, diagnostics: &outgate_rules::document::Diagnostics) -> String {
+    if diagnostics.is_empty() { text } else { format!("{diagnostics}\n{text}") }
+}
+
+/// A diagnostic as a record has it: `policy.yaml:3: unknown key …`.
+fn one_line(diagnostic: &outgate_rules::document::Diagnostic) -> String {
+    match &diagnostic.place {
+        Some(place) => format!("{}:{}: {}", place.file, place.line, diagnostic.message),
+        None => diagnostic.message.clone(),
+    }
+}
+
+fn until(time: Timestamp) -> Duration {
+    // A millisecond more, so that the moment has passed when the sleep ends.
+    Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default() + Duration::from_millis(1)
+}

@@ -1,0 +1,166 @@
+//! `outgate serve`: from a configuration to a gate that listens, and from a signal to one that is gone.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use outgate_dns::Resolver;
+use outgate_rules::Reason;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+
+use crate::admin::{self, GateState};
+use crate::audit::Audit;
+use crate::config::Config;
+use crate::console::Console;
+use crate::control::Control;
+use crate::gate::Gate;
+use crate::listener::Listener;
+use crate::metrics::Metrics;
+use crate::policy::PolicyFiles;
+use crate::record::Trigger;
+use crate::recorder::Recorder;
+use crate::reload::{self, Reloader};
+
+/// Connections that the kernel keeps until they are accepted: what arrives in the moment of a reload.
+const BACKLOG: u32 = 4096;
+/// How long the last records, and the last lines on the terminal, may take to be written.
+const FLUSH: Duration = Duration::from_secs(5);
+/// How long sessions may take to write their last records once their flows have been ended.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Runs a gate until a signal ends it.
+///
+/// # Errors
+/// When it cannot start: a policy with a mistake in it, an address in use, a folder that is not there.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let signals = Signals::new().context("signals")?;
+    let console = Console::stderr(true).context("the console")?;
+    let files = PolicyFiles::new(config.policy.clone());
+    let compiled =
+        files.load(None, Timestamp::now()).map_err(|diagnostics| anyhow::anyhow!("{diagnostics}"))?;
+    let started = reload::in_force(&compiled.rules, compiled.files.len());
+    if !compiled.diagnostics.is_empty() {
+        console.notice(compiled.diagnostics.to_string());
+    }
+    let proxy = bind(config.proxy.address)
+        .with_context(|| format!("the proxy cannot listen on {}", config.proxy.address))?;
+    let admin = bind(config.admin)
+        .with_context(|| format!("the admin listener cannot listen on {}", config.admin))?;
+    let control = Control::bind(&config.control)
+        .with_context(|| format!("the control socket {}", config.control.display()))?;
+    let resolver = Resolver::new(&config.upstreams)?;
+    let audit = Audit::open(config.audit.clone(), console.clone()).context("the audit file")?;
+    let recorder = Recorder::new(Metrics::new(), console.clone(), audit);
+    let gate = Arc::new(Gate::new(resolver, recorder, config.limits));
+    let state = Arc::new(GateState::new());
+    let addresses = [proxy.local_addr()?, admin.local_addr()?];
+    let reloader =
+        Reloader::start(Arc::clone(&gate), Arc::clone(&state), files, addresses.to_vec(), compiled).await;
+    for (name, address) in ["proxy", "admin"].into_iter().zip(addresses) {
+        state.listening(name, address);
+        console.notice(format!("{name} listens on {address}"));
+    }
+    console.notice(started);
+    let listener = Listener {
+        name: Arc::from("proxy"),
+        socket: proxy,
+        clients: config.proxy.clients,
+        metrics: gate.recorder.metrics().listener("proxy"),
+    };
+    let background = [
+        tokio::spawn(listener.run(Arc::clone(&gate))),
+        tokio::spawn(admin::serve(admin, Arc::clone(&state), Arc::clone(&gate.recorder))),
+        tokio::spawn(control.serve(Arc::clone(&reloader))),
+        tokio::spawn(watch_files(Arc::clone(&reloader))),
+        tokio::spawn(watch_expiries(Arc::clone(&reloader))),
+        tokio::spawn(keep_up(Arc::clone(&gate.recorder))),
+    ];
+    console.notice("ready");
+    signals.run(&gate, &state, &reloader).await;
+    background.iter().for_each(tokio::task::JoinHandle::abort);
+    finish(&gate, &console).await;
+    Ok(())
+}
+
+async fn watch_files(reloader: Arc<Reloader>) {
+    reloader.watch_files().await;
+}
+
+async fn watch_expiries(reloader: Arc<Reloader>) {
+    reloader.watch_expiries().await;
+}
+
+async fn keep_up(recorder: Arc<Recorder>) {
+    recorder.keep_up().await;
+}
+
+/// A listening socket that a restarted gate can bind at once, although old connections linger.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// The last records, then the last lines.
+async fn finish(gate: &Gate, console: &Console) {
+    if let Err(lost) = gate.recorder.flush_and_close(FLUSH).await {
+        console.notice(lost.to_string());
+    }
+    console.flush(FLUSH);
+}
+
+/// The signals that a gate answers.
+struct Signals {
+    reload: Signal,
+    reopen: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            reload: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Answers signals; comes back when the gate has been drained or has been told twice to end.
+    async fn run(mut self, gate: &Arc<Gate>, state: &GateState, reloader: &Arc<Reloader>) {
+        loop {
+            tokio::select! {
+                _ = self.reload.recv() => {
+                    let reloader = Arc::clone(reloader);
+                    gate.tasks.spawn(async move { reloader.reload(Trigger::Signal).await });
+                }
+                _ = self.reopen.recv() => gate.recorder.audit().reopen(),
+                _ = self.terminate.recv() => break,
+                _ = self.interrupt.recv() => break,
+            }
+        }
+        state.drain();
+        gate.draining.cancel();
+        gate.tasks.close();
+        gate.recorder.console().notice(format!(
+            "draining: {} open flows have up to {} s; a second signal ends them at once",
+            gate.flows.len(),
+            gate.limits.drain.as_secs()
+        ));
+        tokio::select! {
+            _ = timeout(gate.limits.drain, gate.tasks.wait()) => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        gate.flows.end_all(Reason::Draining);
+        // Sessions without a flow wait for a client that has nothing more to say.
+        let _ = timeout(GOODBYE, gate.tasks.wait()).await;
+    }
+}
