@@ -186,7 +186,7 @@ impl RuleSet {
             rule: verdict.rule.map(|rule| self.rule_ref(rule)),
             nearest: judgement
                 .nearest
-                .filter(|_| !verdict.reason.allows())
+                .filter(|_| !verdict.reason.allows() && verdict.rule.is_none())
                 .map(|(rule, _)| self.rule_ref(rule)),
             enforcement: self.settings.enforcement,
             revision: self.settings.revision,

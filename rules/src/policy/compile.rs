@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::document::{
+    Diagnostic, FileId, Mistake, Placed, Report, Span, nearest, parse_at, plural, prefix, quoted, suggestion,
+};
 use crate::pattern::Pattern;
 use crate::port::PortSet;
 use crate::presets;
@@ -23,9 +26,6 @@ use super::parameters::Parameters;
 use super::raw::{Kind, RawPolicy, RawRule, ResolvesTo, some_of};
 use super::references::References;
 use super::tag_files::{self, Tags};
-use crate::document::{
-    FileId, Mistake, Placed, Report, Span, nearest, parse_at, plural, prefix, quoted, suggestion,
-};
 
 /// A file of the policy, or a preset.
 pub(crate) struct Loaded {
@@ -333,7 +333,7 @@ impl<'c, 'r> Compiler<'c, 'r> {
     /// The prefixes that a tag or address rule speaks of.
     fn prefixes(&mut self, raw: &RawRule, origin: Origin) -> Result<Vec<IpNet>, Skipped> {
         if let (Some(tag), true) = (&raw.tag, raw.addresses.is_empty()) {
-            return self.tag_prefixes(tag, origin);
+            return self.tag_prefixes(tag, raw.action, origin);
         }
         let mut prefixes = Vec::with_capacity(raw.addresses.len());
         for written in &raw.addresses {
@@ -345,12 +345,17 @@ impl<'c, 'r> Compiler<'c, 'r> {
         Ok(prefixes)
     }
 
-    fn tag_prefixes(&mut self, tag: &Placed<String>, origin: Origin) -> Result<Vec<IpNet>, Skipped> {
+    fn tag_prefixes(
+        &mut self,
+        tag: &Placed<String>,
+        action: Action,
+        origin: Origin,
+    ) -> Result<Vec<IpNet>, Skipped> {
         let name = self.fill(tag, origin)?;
         let unknown = match (PseudoTag::find(&name), &self.tags) {
             (Some(pseudo), _) => UnknownTag::Pseudo(pseudo),
             (None, None) => {
-                self.without_tags(tag.span, &name, origin);
+                self.without_tags(tag.span, &name, action, origin);
                 return Err(Skipped);
             }
             (None, Some(tags)) => match tags.prefixes(&name) {
@@ -362,7 +367,7 @@ impl<'c, 'r> Compiler<'c, 'r> {
             (Origin::Preset(_), _) => self.off.unknown_tags.push(quoted(&name)),
             (Origin::Own, UnknownTag::Pseudo(pseudo)) => {
                 let message = format!("the tag {} stands for no published addresses", quoted(pseudo.name));
-                self.report.error(tag.span, message).hint(pseudo.hint);
+                self.tag_is_off(tag.span, message, action).hint(pseudo.hint);
             }
             (Origin::Own, UnknownTag::Unknown { meant, .. }) => {
                 let hint = meant.map_or_else(
@@ -375,18 +380,26 @@ impl<'c, 'r> Compiler<'c, 'r> {
         Err(Skipped)
     }
 
-    fn without_tags(&mut self, span: Span, name: &str, origin: Origin) {
+    fn without_tags(&mut self, span: Span, name: &str, action: Action, origin: Origin) {
         match origin {
             Origin::Preset(_) => self.off.by_tag += 1,
             // Where a file was named and not taken, that is the mistake.
             Origin::Own if self.report.has_errors() => {}
             Origin::Own => {
-                self.report
-                    .error(span, format!("the addresses of the service tag {} are not known", quoted(name)))
-                    .hint(
-                        "name the file that the cloud publishes: `service_tags: [ServiceTags_Public.json]`",
-                    );
+                let message = format!("the addresses of the service tag {} are not known", quoted(name));
+                self.tag_is_off(span, message, action).hint(
+                    "name the file that the cloud publishes: `service_tags: [ServiceTags_Public.json]`",
+                );
             }
+        }
+    }
+
+    /// A rule whose tag has no addresses. An allow rule is off, which opens nothing, so that the rules of a
+    /// workspace load as they are; a deny rule that is off would open what it should close.
+    fn tag_is_off(&mut self, span: Span, message: String, action: Action) -> &mut Diagnostic {
+        match action {
+            Action::Allow => self.report.warning(span, format!("{message}: the rule is off")),
+            Action::Deny => self.report.error(span, message),
         }
     }
 
