@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
-    ConnectionConfig, LookupIpStrategy, NameServerConfig, ProtocolConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+    ConnectionConfig, LookupIpStrategy, NameServerConfig, ProtocolConfig, ResolveHosts, ResolverConfig,
+    ResolverOpts,
 };
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
@@ -43,7 +44,9 @@ impl Resolver {
     pub fn new(upstreams: &Upstreams) -> Result<Self, ConfigError> {
         let config = match upstreams {
             Upstreams::System => {
-                hickory_resolver::system_conf::read_system_conf().map_err(|error| ConfigError(error.to_string()))?.0
+                hickory_resolver::system_conf::read_system_conf()
+                    .map_err(|error| ConfigError(error.to_string()))?
+                    .0
             }
             Upstreams::Listed(addresses) => listed(addresses),
         };

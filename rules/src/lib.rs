@@ -10,6 +10,7 @@ pub mod destination;
 pub mod document;
 pub mod explain;
 mod index;
+pub mod lookup;
 pub mod name;
 pub mod pattern;
 pub mod policy;
@@ -26,6 +27,7 @@ pub use decision::{Decision, Denial, OwnAddresses, Permit, RuleRef, TlsTerms, Ve
 pub use destination::{Destination, DestinationError, Host, HostError};
 pub use explain::{Explanation, Near};
 pub use index::IndexError;
+pub use lookup::{LookupDecision, LookupPermit};
 pub use name::{DomainName, NameError};
 pub use pattern::{Pattern, PatternError};
 pub use port::{Port, PortError, PortSet};

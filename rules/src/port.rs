@@ -131,21 +131,32 @@ impl PortSet {
     }
 }
 
+/// Sorts ranges and joins those that touch or overlap.
+fn merge(ranges: impl Iterator<Item = RangeInclusive<u16>>) -> PortSet {
+    let mut ranges: Vec<_> = ranges.map(RangeInclusive::into_inner).collect();
+    ranges.sort_unstable();
+    let mut merged: Vec<RangeInclusive<u16>> = Vec::with_capacity(ranges.len());
+    for (start, end) in ranges {
+        match merged.last_mut() {
+            Some(last) if start <= last.end().saturating_add(1) => {
+                *last = *last.start()..=end.max(*last.end());
+            }
+            _ => merged.push(start..=end),
+        }
+    }
+    PortSet(merged)
+}
+
 impl FromIterator<RangeInclusive<Port>> for PortSet {
     fn from_iter<I: IntoIterator<Item = RangeInclusive<Port>>>(ranges: I) -> Self {
-        let mut ranges: Vec<_> =
-            ranges.into_iter().map(|range| (range.start().number(), range.end().number())).collect();
-        ranges.sort_unstable();
-        let mut merged: Vec<RangeInclusive<u16>> = Vec::with_capacity(ranges.len());
-        for (start, end) in ranges {
-            match merged.last_mut() {
-                Some(last) if start <= last.end().saturating_add(1) => {
-                    *last = *last.start()..=end.max(*last.end());
-                }
-                _ => merged.push(start..=end),
-            }
-        }
-        Self(merged)
+        merge(ranges.into_iter().map(|range| range.start().number()..=range.end().number()))
+    }
+}
+
+/// All of them together.
+impl<'p> FromIterator<&'p PortSet> for PortSet {
+    fn from_iter<I: IntoIterator<Item = &'p PortSet>>(sets: I) -> Self {
+        merge(sets.into_iter().flat_map(PortSet::ranges))
     }
 }
 

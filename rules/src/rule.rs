@@ -146,6 +146,14 @@ impl Protocols {
     }
 }
 
+impl Protocols {
+    /// Whether the rule speaks of every protocol that `other` speaks of.
+    #[must_use]
+    pub fn covers(self, other: Self) -> bool {
+        self == Self::Any || self == other
+    }
+}
+
 impl fmt::Display for Protocols {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,0 +1,265 @@
+//! Decisions on looking a name up: what a client may learn from DNS is what it may reach.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::address::AddressClass;
+use crate::decision::{Denial, RuleRef};
+use crate::name::DomainName;
+use crate::port::PortSet;
+use crate::reason::Reason;
+use crate::rule::{Action, Opens, Rule, RuleId};
+use crate::ruleset::{Enforcement, Matches, Revision, RuleSet};
+
+/// What the rules say of a lookup.
+#[derive(Debug)]
+pub struct LookupDecision {
+    /// Why. [`Reason::allows`] tells the verdict.
+    pub reason: Reason,
+    /// The rule that decided, where one did.
+    pub rule: Option<RuleRef>,
+    /// Whether the verdict holds or is only recorded.
+    pub enforcement: Enforcement,
+    /// The revision that decided.
+    pub revision: Revision,
+    permit: Option<LookupPermit>,
+}
+
+impl LookupDecision {
+    /// The permit to look the name up, if there is one; in report mode there always is.
+    ///
+    /// # Errors
+    /// The denial, where there is none.
+    pub fn into_permit(self) -> Result<LookupPermit, Denial> {
+        let denial = Denial { reason: self.reason, rule: self.rule, nearest: None };
+        self.permit.ok_or(denial)
+    }
+}
+
+/// Proof that a client may look a name up: only [`RuleSet::decide_lookup`] makes one.
+#[derive(Clone, Debug)]
+pub struct LookupPermit {
+    rules: Arc<RuleSet>,
+    client: IpAddr,
+    name: DomainName,
+    /// The rules by which the name resolves, the most specific first.
+    allowed_by: Matches,
+    /// Whether public addresses may be learned without any of these rules.
+    any_public: bool,
+}
+
+impl RuleSet {
+    /// Decides whether `client` may look `name` up: whether some rule would let it reach the name on some port,
+    /// or says that it resolves. A deny rule that leaves nothing to reach denies the lookup as well.
+    #[must_use]
+    pub fn decide_lookup(
+        self: &Arc<Self>,
+        client: IpAddr,
+        name: &DomainName,
+        now: Timestamp,
+    ) -> LookupDecision {
+        let (denies, allows) = self.rules_for_lookup(client, name, now);
+        let (denied, allowed_by): (Matches, Matches) = allows
+            .into_iter()
+            .partition(|id| self.rule(*id).is_none_or(|allow| self.leaves_nothing(&denies, allow)));
+        let denies_all = denies.iter().find(|id| self.rule(**id).is_some_and(denies_every_flow));
+        let (reason, rule) = match (allowed_by.first(), denied.first().and(denies.first()).or(denies_all)) {
+            (Some(allow), _) => (Reason::Rule, Some(*allow)),
+            (None, Some(deny)) => (Reason::DenyRule, Some(*deny)),
+            (None, None) if self.allows_internet() => (Reason::InternetMode, None),
+            (None, None) => (Reason::NoRule, None),
+        };
+        let enforcement = self.settings().enforcement;
+        let permit = (reason.allows() || enforcement == Enforcement::Report).then(|| LookupPermit {
+            rules: Arc::clone(self),
+            client,
+            name: name.clone(),
+            allowed_by,
+            any_public: reason != Reason::Rule || self.allows_internet(),
+        });
+        LookupDecision {
+            reason,
+            rule: rule.map(|id| self.rule_ref(id)),
+            enforcement,
+            revision: self.settings().revision,
+            permit,
+        }
+    }
+
+    /// The deny and the allow rules for a name that hold for `client` now, on any port.
+    fn rules_for_lookup(&self, client: IpAddr, name: &DomainName, now: Timestamp) -> (Matches, Matches) {
+        let (mut denies, mut allows) = (Matches::new(), Matches::new());
+        self.each_rule_named(name, |id| {
+            let Some(rule) = self.rule(id).filter(|rule| holds(rule, client, now)) else { return };
+            match rule.terms.action {
+                Action::Deny => denies.push(id),
+                Action::Allow if !allows.contains(&id) => allows.push(id),
+                Action::Allow => {}
+            }
+        });
+        (denies, allows)
+    }
+
+    /// Whether the deny rules cover all that an allow rule opens.
+    fn leaves_nothing(&self, denies: &[RuleId], allow: &Rule) -> bool {
+        let mut denies = denies.iter().filter_map(|id| self.rule(*id)).map(|rule| &rule.terms);
+        if allow.terms.opens == Opens::Lookups {
+            return denies.any(|deny| deny.ports.is_all() && deny.protocol.covers(allow.terms.protocol));
+        }
+        let denied: PortSet = denies
+            .filter(|deny| deny.protocol.covers(allow.terms.protocol))
+            .map(|deny| &deny.ports)
+            .collect();
+        denied.covers(&allow.terms.ports)
+    }
+}
+
+impl LookupPermit {
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &DomainName {
+        &self.name
+    }
+
+    /// The most specific rule by which the name resolves; none where the mode lets it.
+    #[must_use]
+    pub fn rule(&self) -> Option<RuleRef> {
+        self.allowed_by.first().map(|id| self.rules.rule_ref(*id))
+    }
+
+    /// Whether records of this type resolve beside A, AAAA, HTTPS and SVCB.
+    #[must_use]
+    pub fn lists_type(&self, record_type: u16) -> bool {
+        self.allowed_by
+            .iter()
+            .filter_map(|id| self.rules.rule(*id))
+            .any(|rule| rule.terms.record_types.contains(&record_type))
+    }
+
+    /// Vets an address in an answer: the client may learn what some rule would let it dial.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn vet(&self, address: IpAddr, now: Timestamp) -> Result<(), Denial> {
+        if self.rules.settings().enforcement == Enforcement::Enforce
+            && let Some(deny) = self.denied_by(address, now)
+        {
+            return Err(self.denial(Reason::DenyRule, Some(deny)));
+        }
+        let class = AddressClass::of(address);
+        let mut refused = None;
+        for id in &self.allowed_by {
+            let Some(rule) = self.rules.rule(*id) else { continue };
+            match rule.terms.reach.admits(address, class) {
+                Ok(()) => return Ok(()),
+                Err(reason) => _ = refused.get_or_insert((reason, *id)),
+            }
+        }
+        if self.any_public && class == AddressClass::Public {
+            return Ok(());
+        }
+        let (reason, rule) = refused.map_or((class.reason(), None), |(reason, rule)| (reason, Some(rule)));
+        Err(self.denial(reason, rule))
+    }
+
+    /// A deny rule that leaves nothing of an address to reach.
+    fn denied_by(&self, address: IpAddr, now: Timestamp) -> Option<RuleId> {
+        let mut denied_by = None;
+        self.rules.each_rule_for(address, &mut |id| {
+            let denies = self.rules.rule(id).is_some_and(|rule| {
+                rule.terms.action == Action::Deny && holds(rule, self.client, now) && denies_every_flow(rule)
+            });
+            denied_by = denied_by.or(denies.then_some(id));
+        });
+        denied_by
+    }
+
+    fn denial(&self, reason: Reason, rule: Option<RuleId>) -> Denial {
+        Denial { reason, rule: rule.map(|id| self.rules.rule_ref(id)), nearest: None }
+    }
+}
+
+/// Whether a rule is for `client` and has not expired.
+fn holds(rule: &Rule, client: IpAddr, now: Timestamp) -> bool {
+    rule.terms.sources.contains(client) && rule.terms.expires.is_none_or(|expires| expires > now)
+}
+
+fn denies_every_flow(rule: &Rule) -> bool {
+    rule.terms.ports.is_all() && rule.terms.protocol == crate::rule::Protocols::Any
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy;
+
+    fn rules(text: &str) -> Arc<RuleSet> {
+        let source = policy::Source { name: "policy.yaml".to_owned(), bytes: text.as_bytes().to_vec() };
+        let compiled = policy::compile(&[source], &mut |_| Err("no such file".to_owned()), None, NOW);
+        Arc::new(compiled.unwrap_or_else(|diagnostics| panic!("{diagnostics}")).rules)
+    }
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn reason(rules: &Arc<RuleSet>, client: &str, name: &str) -> Reason {
+        rules.decide_lookup(client.parse().unwrap(), &DomainName::parse(name).unwrap(), NOW).reason
+    }
+
+    #[test]
+    fn a_name_resolves_for_whom_it_can_be_reached_on_some_port() {
+        let rules = rules(
+            "sources: {training: [10.1.0.0/24]}
+outbound_rules:
+  - {name: odd, type: fqdn, destination: db.example.org, ports: [5432], sources: [training]}
+  - {name: dc, type: resolve, destination: '*.corp.example.org', resolves_to: private}
+",
+        );
+        assert_eq!(reason(&rules, "10.1.0.4", "db.example.org"), Reason::Rule);
+        assert_eq!(reason(&rules, "10.2.0.4", "db.example.org"), Reason::NoRule, "for whom it is not");
+        assert_eq!(reason(&rules, "10.2.0.4", "a.corp.example.org"), Reason::Rule, "resolving is enough");
+        assert_eq!(reason(&rules, "10.1.0.4", "other.example.org"), Reason::NoRule);
+    }
+
+    #[test]
+    fn a_deny_rule_denies_the_lookup_where_it_leaves_nothing_to_reach() {
+        let rules = rules(
+            "outbound_rules:
+  - {name: all, type: fqdn, destination: '*.example.org'}
+  - {name: whole, action: deny, type: fqdn, destination: a.example.org}
+  - {name: web, action: deny, type: fqdn, destination: b.example.org, protocol: TCP, ports: [80, 443]}
+  - {name: half, action: deny, type: fqdn, destination: c.example.org, protocol: TCP, ports: [80]}
+",
+        );
+        assert_eq!(reason(&rules, "10.1.0.4", "a.example.org"), Reason::DenyRule);
+        assert_eq!(
+            reason(&rules, "10.1.0.4", "b.example.org"),
+            Reason::DenyRule,
+            "80 and 443 is all there was"
+        );
+        assert_eq!(reason(&rules, "10.1.0.4", "c.example.org"), Reason::Rule, "443 is left");
+    }
+
+    #[test]
+    fn an_answer_holds_what_could_be_dialled() {
+        let rules = rules(
+            "outbound_rules:
+  - {name: public, type: fqdn, destination: a.example.org}
+  - {name: private, type: fqdn, destination: b.example.org, resolves_to: private}
+  - {name: not-there, action: deny, type: address, destination: {addresses: [8.8.8.0/24]}}
+",
+        );
+        let vet = |name: &str, address: &str| {
+            let name = DomainName::parse(name).unwrap();
+            let permit = rules.decide_lookup([10, 0, 0, 1].into(), &name, NOW).into_permit().unwrap();
+            permit.vet(address.parse().unwrap(), NOW).map_err(|denial| denial.reason)
+        };
+        assert_eq!(vet("a.example.org", "9.9.9.9"), Ok(()));
+        assert_eq!(vet("a.example.org", "8.8.8.8"), Err(Reason::DenyRule));
+        assert_eq!(vet("a.example.org", "10.0.0.7"), Err(Reason::AddressPrivate));
+        assert_eq!(vet("a.example.org", "::ffff:127.0.0.1"), Err(Reason::AddressLoopback));
+        assert_eq!(vet("b.example.org", "10.0.0.7"), Ok(()));
+        assert_eq!(vet("b.example.org", "9.9.9.9"), Err(Reason::AddressPublic));
+    }
+}
