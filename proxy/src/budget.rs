@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use outgate_rules::Reason;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// Connections beyond the limits that are told so at once. Each takes a descriptor for a second at most.
+const COURTESIES: usize = 128;
 
 /// The connections that are open, against their limits.
 #[derive(Debug)]
@@ -15,6 +18,8 @@ pub struct Budget {
     open: Mutex<Open>,
     /// Told when a connection closes: one file descriptor more.
     closed: Notify,
+    /// Places for connections that are turned away with an answer.
+    courtesies: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -27,7 +32,13 @@ impl Budget {
     /// A budget of `connections`, and `per_client` of one client.
     #[must_use]
     pub fn new(connections: usize, per_client: usize) -> Self {
-        Self { connections, per_client, open: Mutex::default(), closed: Notify::new() }
+        Self {
+            connections,
+            per_client,
+            open: Mutex::default(),
+            closed: Notify::new(),
+            courtesies: Arc::new(Semaphore::new(COURTESIES)),
+        }
     }
 
     /// Takes a place for a connection of `client`; dropping it gives it back.
@@ -46,6 +57,11 @@ impl Budget {
         *mine += 1;
         open.all += 1;
         Ok(Place { budget: Arc::clone(self), client })
+    }
+
+    /// A place for a connection that is turned away with an answer, while there are some.
+    pub fn courtesy(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.courtesies).try_acquire_owned().ok()
     }
 
     /// Waits until a connection closes.

@@ -1,37 +1,44 @@
 //! The one place that opens connections to origins: to vetted addresses, and never to a name.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use outgate_rules::{Reason, VettedAddr};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 /// How long one address may be tried alone before the next joins in (RFC 8305 §5, Connection Attempt Delay).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
+/// How long to wait for a file descriptor before the next try.
+const NO_DESCRIPTOR: Duration = Duration::from_millis(100);
+
 /// Dials the first of `addresses` that answers, within `limit` for all of them together (RFC 8305, with the
-/// families interleaved).
+/// families interleaved). Out of file descriptors, it waits for one.
 ///
 /// # Errors
 /// Why the last one failed, as a reason.
 pub async fn dial(addresses: Vec<VettedAddr>, limit: Duration) -> Result<(TcpStream, VettedAddr), Reason> {
     let deadline = Instant::now() + limit;
-    match timeout_at(deadline, race(interleave(addresses))).await {
+    let starved = Arc::new(AtomicBool::new(false));
+    match timeout_at(deadline, race(interleave(addresses), &starved)).await {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) => Err(reason(&error)),
+        Err(_) if starved.load(Ordering::Relaxed) => Err(Reason::OutOfDescriptors),
         Err(_) => Err(Reason::OriginTimeout),
     }
 }
 
-async fn race(addresses: Vec<VettedAddr>) -> io::Result<(TcpStream, VettedAddr)> {
+async fn race(addresses: Vec<VettedAddr>, starved: &Arc<AtomicBool>) -> io::Result<(TcpStream, VettedAddr)> {
     let mut waiting = addresses.into_iter();
     let mut attempts = JoinSet::new();
     let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         let Some(next) = waiting.next() else { break };
-        attempts.spawn(attempt(next));
+        attempts.spawn(attempt(next, Arc::clone(starved)));
         let delay = Instant::now() + ATTEMPT_DELAY;
         tokio::select! {
             Some(done) = attempts.join_next() => match flatten(done) {
@@ -50,12 +57,31 @@ async fn race(addresses: Vec<VettedAddr>) -> io::Result<(TcpStream, VettedAddr)>
     Err(failed)
 }
 
+async fn attempt(address: VettedAddr, starved: Arc<AtomicBool>) -> io::Result<(TcpStream, VettedAddr)> {
+    loop {
+        match connect(&address).await {
+            Err(error) if is_out_of_descriptors(&error) => {
+                starved.store(true, Ordering::Relaxed);
+                sleep(NO_DESCRIPTOR).await;
+            }
+            result => return result.map(|stream| (stream, address)),
+        }
+    }
+}
+
 /// `clippy.toml` refuses this call everywhere else.
 #[allow(clippy::disallowed_methods)]
-async fn attempt(address: VettedAddr) -> io::Result<(TcpStream, VettedAddr)> {
+async fn connect(address: &VettedAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address.socket()).await?;
     stream.set_nodelay(true)?;
-    Ok((stream, address))
+    Ok(stream)
+}
+
+/// Whether the process, or the system, has no room for another socket.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    error.raw_os_error().is_some_and(|code| [EMFILE, ENFILE, ENOBUFS, ENOMEM].contains(&code))
 }
 
 fn flatten<T>(done: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {

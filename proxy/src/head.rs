@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use http::Method;
 use outgate_rules::{Destination, Host, Port, Reason};
 
-use crate::record::Asked;
+use crate::record::{Asked, Kind};
 
 /// Most bytes of one head. Cookies and tokens fit; a head without an end stops here.
 pub const MAX_HEAD: usize = 32 * 1024;
@@ -78,11 +78,13 @@ pub struct BadHead {
     pub reason: Reason,
     /// What was asked for, as far as it could be read: for the record.
     pub asked: Asked,
+    /// By which of the two adapters, as far as that could be read.
+    pub kind: Kind,
 }
 
 impl From<Reason> for BadHead {
     fn from(reason: Reason) -> Self {
-        Self { reason, asked: Asked::Nothing }
+        Self { reason, asked: Asked::Nothing, kind: Kind::Http }
     }
 }
 
@@ -327,8 +329,9 @@ fn within_limit(length: usize, buffer: &[u8]) -> Result<(), BadHead> {
 /// A rejection, with the target as far as it can be read.
 pub(crate) fn bad(reason: Reason, head: &[u8]) -> BadHead {
     let line = head.split(|byte| *byte == b'\r' || *byte == b'\n').next().unwrap_or_default();
-    let target = line.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
-    BadHead { reason, asked: Asked::text(target) }
+    let mut words = line.split(|byte| *byte == b' ');
+    let kind = if words.next() == Some(b"CONNECT") { Kind::Connect } else { Kind::Http };
+    BadHead { reason, asked: Asked::text(words.next().unwrap_or_default()), kind }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use outgate_rules::Destination;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
@@ -69,7 +69,8 @@ async fn run(gate: &Arc<Gate>, session: &Session, client: Client, first: Request
     let mut connection = http1::Builder::new()
         .half_close(true)
         .auto_date_header(false)
-        .timer(TokioTimer::new())
+        // The wire has deadlines of its own for heads and for silence.
+        .header_read_timeout(None)
         .serve_connection(TokioIo::new(wire), service);
     let ended = {
         let mut last = std::pin::pin!(gate.draining.cancelled());

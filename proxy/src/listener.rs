@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use outgate_rules::{PrefixSet, Protocol, Reason};
@@ -13,6 +14,7 @@ use crate::answer::Answer;
 use crate::budget::Place;
 use crate::client::{Client, NoHead};
 use crate::connect;
+use crate::dial::is_out_of_descriptors;
 use crate::gate::Gate;
 use crate::head::{BadHead, Target};
 use crate::http::{self, After};
@@ -35,6 +37,8 @@ pub struct Listener {
     pub clients: PrefixSet,
     /// Counts its sessions.
     pub metrics: ListenerMetrics,
+    /// Whether accepting waits for a file descriptor.
+    pub paused: AtomicBool,
 }
 
 impl Listener {
@@ -53,25 +57,31 @@ impl Listener {
         }
     }
 
-    /// Out of file descriptors, or of memory for a socket: the connection stays in the kernel's queue until
-    /// there is room. Anything else concerns the one connection that is gone.
+    /// Out of file descriptors, the connection stays in the kernel's queue until there is one. Any other
+    /// failure concerns the one connection that is gone.
     async fn pause(&self, gate: &Gate, error: &io::Error) {
-        const EMFILE: i32 = nix::libc::EMFILE;
-        const ENFILE: i32 = nix::libc::ENFILE;
-        const ENOBUFS: i32 = nix::libc::ENOBUFS;
-        const ENOMEM: i32 = nix::libc::ENOMEM;
-        if let Some(EMFILE | ENFILE | ENOBUFS | ENOMEM) = error.raw_os_error() {
-            self.metrics.accept_paused();
+        if !is_out_of_descriptors(error) {
+            return;
+        }
+        self.metrics.accept_paused();
+        if !self.paused.swap(true, Ordering::Relaxed) {
             gate.recorder.console().notice(format!("{} waits with accepting: {error}", self.name));
-            tokio::select! {
-                () = gate.budget.closed() => {}
-                () = sleep(NO_DESCRIPTOR) => {}
-            }
+        }
+        tokio::select! {
+            () = gate.budget.closed() => {}
+            () = sleep(NO_DESCRIPTOR) => {}
+        }
+    }
+
+    fn accepted(&self, gate: &Gate) {
+        if self.paused.swap(false, Ordering::Relaxed) {
+            gate.recorder.console().notice(format!("{} accepts again", self.name));
         }
     }
 }
 
 fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client: SocketAddr) {
+    listener.accepted(gate);
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let place = if listener.clients.contains(client.ip()) {
         gate.budget.take(client.ip())
@@ -99,7 +109,7 @@ async fn serve(
     let client = Client::new(stream);
     match place {
         Ok(_place) => requests(&gate, &session, client).await,
-        Err(reason) => reject(&gate, &session, client, reason.into()).await,
+        Err(reason) => turn_away(&gate, &session, client, reason.into()).await,
     }
 }
 
@@ -123,21 +133,37 @@ async fn requests(gate: &Arc<Gate>, session: &Session, mut client: Client) {
     }
 }
 
+/// Answers a connection that has no place, as long as few of them wait for their answers: many are closed
+/// without one, so that they do not take the descriptors that the others have left.
+async fn turn_away(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) {
+    match gate.budget.courtesy() {
+        Some(_courtesy) => reject(gate, session, client, bad).await,
+        None => {
+            drop(client);
+            path::reject(gate, &rejected(session, bad.asked, bad.kind), bad.reason).await;
+        }
+    }
+}
+
 /// Answers what cannot be decided on, and closes.
 async fn reject(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) {
-    let flow = record::Flow {
-        session: session.clone(),
-        kind: Kind::Http,
-        exchange: None,
-        asked: bad.asked,
-        protocol: Protocol::Tcp,
-        request: None,
-        hello: None,
-    };
+    let flow = rejected(session, bad.asked, bad.kind);
     path::reject(gate, &flow, bad.reason).await;
     let subject: &dyn std::fmt::Display = match &flow.asked {
         Asked::Nothing => &"the request",
         asked @ (Asked::Destination(_) | Asked::Text(_)) => asked,
     };
     client.close_with(&Answer::new(bad.reason.into(), subject).to_bytes()).await;
+}
+
+fn rejected(session: &Session, asked: Asked, kind: Kind) -> record::Flow {
+    record::Flow {
+        session: session.clone(),
+        kind,
+        exchange: None,
+        asked,
+        protocol: Protocol::Tcp,
+        request: None,
+        hello: None,
+    }
 }

@@ -26,6 +26,10 @@ use crate::hello::ClientHello;
 use crate::record::{self, Closed, Decided, Verdict};
 use crate::relay::Outcome;
 
+/// How long the end of a flow waits for its own record. Beyond it the record is still written, and the sockets
+/// are closed meanwhile.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// A flow that the rules allow: the proof, and the beginning of its records.
 #[derive(Debug)]
 pub struct Allowed {
@@ -82,9 +86,14 @@ pub async fn decide(
     let now = Timestamp::now();
     let request = Request { client: flow.session.client.ip(), destination, protocol: flow.protocol };
     let decision = gate.rules().decide(&request, now);
-    gate.recorder.decided(&Decided::by_rules(&flow, &decision, now)).await.map_err(Reason::from)?;
+    let recorded = gate.recorder.decided(&Decided::by_rules(&flow, &decision, now)).await;
     let trail = Trail::new(gate, flow, &decision);
-    decision.into_permit().map(|permit| Allowed { permit, trail })
+    let permit = decision.into_permit()?;
+    match recorded {
+        Ok(()) => Ok(Allowed { permit, trail }),
+        // The record of the decision may still be written when the disk has room again: it needs its end.
+        Err(unavailable) => Err(trail.refuse(Reason::from(unavailable).into()).await),
+    }
 }
 
 /// Records that something was rejected before there was anything to decide on.
@@ -255,7 +264,14 @@ impl Trail {
         denial
     }
 
-    async fn record(self, (bytes_up, bytes_down): (u64, u64), outcome: Outcome) {
+    /// Writes the last record. When records have to wait, the client and the origin do not wait with them.
+    async fn record(self, bytes: (u64, u64), outcome: Outcome) {
+        let tasks = self.gate.tasks.clone();
+        let written = tasks.spawn(self.write(Timestamp::now(), bytes, outcome));
+        let _ = timeout(PATIENCE, written).await;
+    }
+
+    async fn write(self, time: Timestamp, (bytes_up, bytes_down): (u64, u64), outcome: Outcome) {
         let reason = outcome.reason().unwrap_or(self.reason);
         let verdict = match outcome.reason() {
             Some(reason) if is_denial(reason) => Verdict::Deny,
@@ -264,7 +280,7 @@ impl Trail {
         let denied_by = outcome.denial.as_ref().and_then(|denial| denial.rule.as_ref());
         let closed = Closed {
             flow: &self.flow,
-            time: Timestamp::now(),
+            time,
             verdict,
             reason,
             rule: denied_by.or(self.rule.as_ref()),

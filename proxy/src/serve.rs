@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -71,6 +72,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         socket: proxy,
         clients: config.proxy.clients,
         metrics: gate.recorder.metrics().listener("proxy"),
+        paused: AtomicBool::new(false),
     };
     let background = [
         tokio::spawn(listener.run(Arc::clone(&gate))),

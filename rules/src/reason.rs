@@ -221,6 +221,8 @@ reasons! {
     Revoked = "revoked", 403, HttpRequestDenied, "a reload of the policy no longer allows it";
     /// The gate is shutting down.
     Draining = "draining", 503, ConnectionTerminated, "the gate is shutting down";
+    /// The gate has no file descriptor left for a connection to the origin.
+    OutOfDescriptors = "out-of-descriptors", 503, ProxyInternalError, "the gate is out of file descriptors";
     /// The record of the decision could not be written.
     AuditUnavailable = "audit-unavailable", 503, ProxyInternalError, "the decision could not be recorded";
 }
