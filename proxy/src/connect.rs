@@ -14,8 +14,10 @@ use crate::answer::Answer;
 use crate::client::{Client, read_hello, read_some};
 use crate::flow::Flow;
 use crate::gate::Gate;
+use crate::head;
 use crate::hello::ClientHello;
-use crate::http;
+use crate::http::{self, After};
+use crate::listener::reject;
 use crate::path::{self, Connection, Dialled, Trail, Vetted};
 use crate::record::{self, Asked, EndedBy, Kind};
 use crate::relay::{Outcome, relay};
@@ -118,7 +120,13 @@ async fn tls_or_http(
             }
         }
         Ok(_) => {
-            http::serve_inside(gate, session, client, to).await;
+            match http::serve_inside(gate, session, client, to).await {
+                After::Closed => {}
+                After::Bad(client, bad) => reject(gate, session, client, bad).await,
+                After::Connect(client, head) => {
+                    reject(gate, session, client, head::bad(Reason::TargetForm, &head.raw)).await;
+                }
+            }
             vetted.close(Outcome::side(EndedBy::Client)).await;
         }
         Err(bad) => _ = vetted.refuse(Reason::from(bad).into()).await,
@@ -194,7 +202,7 @@ impl Judge<'_> {
             (Some(name), Some(sni)) if *name != sni => Err(Reason::SniMismatch.into()),
             (Some(_), Some(_)) | (None, None) => Ok(()),
             (None, Some(sni)) => {
-                self.permit.vet_seen_name(&sni, Timestamp::now())?;
+                self.trail.would_deny(self.permit.vet_seen_name(&sni, Timestamp::now())?);
                 self.flow.saw(sni);
                 Ok(())
             }

@@ -146,7 +146,7 @@ async fn turn_away(gate: &Arc<Gate>, session: &Session, client: Client, bad: Bad
 }
 
 /// Answers what cannot be decided on, and closes.
-async fn reject(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) {
+pub(crate) async fn reject(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) {
     let flow = rejected(session, bad.asked, bad.kind);
     path::reject(gate, &flow, bad.reason).await;
     let subject: &dyn std::fmt::Display = match &flow.asked {

@@ -4,7 +4,7 @@
 //! A reload is a swap of an immutable rule set. A policy with a mistake in it changes nothing, loudly. Open
 //! flows are decided again by the rules that now hold.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub struct Reloader {
 struct Loaded {
     tags: Tags,
     files: Vec<String>,
+    /// The files as they were before they were read: a change while they are being read is one to come.
+    seen: Vec<Stamp>,
 }
 
 /// What came of a reload, for who asked.
@@ -59,15 +61,18 @@ pub struct Report {
 }
 
 impl Reloader {
-    /// Puts a policy that was compiled at start in force and records that.
+    /// Puts a policy that was compiled at start in force and records that. `before` are the stamps of its files
+    /// from before they were read.
     pub async fn start(
         gate: Arc<Gate>,
         state: Arc<GateState>,
         files: PolicyFiles,
         listeners: Vec<std::net::SocketAddr>,
         compiled: Compiled,
+        before: Vec<Stamp>,
     ) -> Arc<Self> {
-        let loaded = Mutex::new(Loaded { tags: compiled.tags, files: compiled.files });
+        let seen = since(before, files.stamps(&compiled.files), &compiled.files);
+        let loaded = Mutex::new(Loaded { tags: compiled.tags, files: compiled.files, seen });
         let rules = Arc::new(compiled.rules);
         let reloader = Self { gate, state, files, listeners, loaded, changed: watch::Sender::new(()) };
         reloader.gate.set_own(reloader.own());
@@ -81,11 +86,14 @@ impl Reloader {
     pub async fn reload(&self, trigger: Trigger) -> Report {
         let mut loaded = self.loaded.lock().await;
         let (files, tags) = (self.files.clone(), loaded.tags.clone());
+        loaded.seen = self.files.stamps(&loaded.files);
         let compiled = tokio::task::spawn_blocking(move || files.load(Some(&tags), Timestamp::now())).await;
         match compiled {
             Ok(Ok(compiled)) => {
                 loaded.tags = compiled.tags;
                 loaded.files = compiled.files;
+                loaded.seen =
+                    since(std::mem::take(&mut loaded.seen), self.files.stamps(&loaded.files), &loaded.files);
                 let previous = self.gate.rules().settings().revision;
                 let rules = Arc::new(compiled.rules);
                 let text = self.applied(&rules, trigger, Some(previous), &loaded.files).await;
@@ -202,36 +210,40 @@ impl Reloader {
         })
         .ok();
         let mut watched: Vec<PathBuf> = Vec::new();
-        let mut seen = self.stamps().await;
         let mut changed = self.changed.subscribe();
         loop {
             let folders = self.files.folders(&self.loaded.lock().await.files);
             if let Some(watcher) = &mut watcher {
                 watch_folders(watcher, &mut watched, folders);
             }
+            // Only now: what changed before the folders were watched is told by nobody.
+            if self.has_changed().await {
+                self.reload(Trigger::File).await;
+            }
             tokio::select! {
                 _ = told.recv() => settle(&mut told).await,
                 () = sleep(POLL) => self.gate.set_own(self.own()),
-                _ = changed.changed() => {
-                    seen = self.stamps().await;
-                    continue;
-                }
-            }
-            let now = self.stamps().await;
-            if now != seen {
-                self.reload(Trigger::File).await;
-                seen = now;
+                // Other rules may have other files.
+                _ = changed.changed() => {}
             }
         }
     }
 
-    async fn stamps(&self) -> Vec<Stamp> {
-        self.files.stamps(&self.loaded.lock().await.files)
+    async fn has_changed(&self) -> bool {
+        let loaded = self.loaded.lock().await;
+        self.files.stamps(&loaded.files) != loaded.seen
     }
 
     fn own(&self) -> OwnAddresses {
         OwnAddresses { listeners: self.listeners.clone(), interfaces: own::interfaces() }
     }
+}
+
+/// The stamps of the files that were read: from before that, except for those that nobody knew of before.
+fn since(before: Vec<Stamp>, after: Vec<Stamp>, read: &[String]) -> Vec<Stamp> {
+    let earlier = |path: &Path| before.iter().find(|(known, _)| known == path).cloned();
+    let was_read = |path: &Path| read.iter().any(|file| Path::new(file) == path);
+    after.into_iter().filter_map(|stamp| earlier(&stamp.0).or(was_read(&stamp.0).then_some(stamp))).collect()
 }
 
 /// Waits until no further hint comes for a while, but not for ever.

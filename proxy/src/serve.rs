@@ -42,6 +42,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let signals = Signals::new().context("signals")?;
     let console = Console::stderr(true).context("the console")?;
     let files = PolicyFiles::new(config.policy.clone());
+    let before = files.stamps(&[]);
     let compiled =
         files.load(None, Timestamp::now()).map_err(|diagnostics| anyhow::anyhow!("{diagnostics}"))?;
     let started = reload::in_force(&compiled.rules, compiled.files.len());
@@ -61,7 +62,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let state = Arc::new(GateState::new());
     let addresses = [proxy.local_addr()?, admin.local_addr()?];
     let reloader =
-        Reloader::start(Arc::clone(&gate), Arc::clone(&state), files, addresses.to_vec(), compiled).await;
+        Reloader::start(Arc::clone(&gate), Arc::clone(&state), files, addresses.to_vec(), compiled, before)
+            .await;
     for (name, address) in ["proxy", "admin"].into_iter().zip(addresses) {
         state.listening(name, address);
         console.notice(format!("{name} listens on {address}"));

@@ -59,9 +59,17 @@ pub(super) fn ask_for_websocket(fields: &mut HeaderMap) {
     fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
 }
 
-/// Whether a response says in two ways where it ends; two readers could choose differently (RFC 9112 §6.3).
+/// Whether a response says in two ways where it ends, so that two readers could choose differently (RFC 9112
+/// §6.3), or has a transfer coding that would be lost with the field.
 pub(super) fn is_ambiguous(fields: &HeaderMap) -> bool {
-    fields.contains_key(header::TRANSFER_ENCODING) && fields.contains_key(header::CONTENT_LENGTH)
+    let mut codings = fields.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => false,
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            fields.contains_key(header::CONTENT_LENGTH)
+        }
+        (Some(_), _) => true,
+    }
 }
 
 #[cfg(test)]
