@@ -1,82 +1,50 @@
 //! Outgate's resolver: a permit in, addresses out.
 //!
-//! A [`Permit`] is proof that the rules let the name be asked for, so a name that was denied cannot cause a
+//! A permit is proof that the rules let the name be asked for, so a name that was denied cannot cause a
 //! query: there is no other way in.
+//!
+//! The life of a question is in [`resolver`]. What decides is pure and takes the time as an argument: [`filter`]
+//! (what of an upstream's message is kept), [`cache`], [`special`], [`hosts`] and [`upstream::health`]; packets
+//! are sent in one file, `upstream/exchange.rs`.
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+mod bounded;
+pub mod budget;
+pub mod cache;
+pub mod event;
+pub mod filter;
+pub mod hosts;
+pub mod ledger;
+pub mod private_link;
+pub mod question;
+pub mod rate;
+pub mod reply;
+pub mod resolver;
+pub mod respond;
+pub mod server;
+pub mod special;
+#[cfg(test)]
+mod testing;
+pub mod upstream;
+pub mod wire;
+mod zones;
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{
-    ConnectionConfig, LookupIpStrategy, NameServerConfig, ProtocolConfig, ResolveHosts, ResolverConfig,
-    ResolverOpts,
-};
-use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use outgate_rules::{DomainName, Permit, Reason};
+pub use cache::CacheSettings;
+pub use question::Question;
+pub use reply::{Rcode, Reply};
+pub use resolver::{Answer, AnsweredBy, PrivateLink, Resolver, ResolverSettings, ResolverState, Upstreams};
+pub use upstream::{Transport, Upstream, UpstreamError};
 
-/// Most addresses that one name may contribute: more would only be more to vet and to dial.
-const MAX_ADDRESSES: usize = 32;
-/// How long one query to one upstream may take before the next is tried.
-const ATTEMPT: Duration = Duration::from_secs(2);
+use outgate_rules::Reason;
 
-/// Which upstream resolvers are asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Upstreams {
-    /// Those that the system is configured with (`/etc/resolv.conf`).
-    System,
-    /// These, over UDP, and over TCP where an answer was truncated.
-    Listed(Vec<SocketAddr>),
-}
-
-/// Turns permitted names into addresses, with a cache that honours the records' TTLs.
-#[derive(Clone, Debug)]
-pub struct Resolver {
-    inner: TokioResolver,
-}
-
-impl Resolver {
-    /// A resolver that asks `upstreams`.
-    ///
-    /// # Errors
-    /// When the system's configuration cannot be read or names no resolver.
-    pub fn new(upstreams: &Upstreams) -> Result<Self, ConfigError> {
-        let config = match upstreams {
-            Upstreams::System => {
-                hickory_resolver::system_conf::read_system_conf()
-                    .map_err(|error| ConfigError(error.to_string()))?
-                    .0
-            }
-            Upstreams::Listed(addresses) => listed(addresses),
-        };
-        if config.name_servers().is_empty() {
-            return Err(ConfigError("no upstream resolver is configured".to_owned()));
-        }
-        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-        *builder.options_mut() = options();
-        let inner = builder.build().map_err(|error| ConfigError(error.to_string()))?;
-        Ok(Self { inner })
-    }
-
-    /// The addresses of the permit's destination: those of its name, or the one it was given as.
-    ///
-    /// # Errors
-    /// Why there are none.
-    pub async fn resolve(&self, permit: &Permit) -> Result<Vec<IpAddr>, ResolveError> {
-        match permit.name() {
-            Some(name) => self.lookup(name).await,
-            None => Ok(permit.destination().host.address().into_iter().collect()),
-        }
-    }
-
-    async fn lookup(&self, name: &DomainName) -> Result<Vec<IpAddr>, ResolveError> {
-        // The final dot keeps search domains out of it: the name is asked for as decided, or not at all.
-        let answer = self.inner.lookup_ip(format!("{name}.")).await.map_err(|error| classify(&error))?;
-        let addresses: Vec<IpAddr> = answer.iter().take(MAX_ADDRESSES).collect();
-        if addresses.is_empty() { Err(ResolveError::NoAddress) } else { Ok(addresses) }
-    }
-}
+/// An IPv4 address (RFC 1035 §3.4.1).
+pub const TYPE_A: u16 = 1;
+/// An IPv6 address (RFC 3596 §2.1).
+pub const TYPE_AAAA: u16 = 28;
+/// A service and how to reach it (RFC 9460).
+pub const TYPE_SVCB: u16 = 64;
+/// The same for `https` origins (RFC 9460 §9).
+pub const TYPE_HTTPS: u16 = 65;
 
 /// Why a name has no addresses to offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -111,39 +79,8 @@ impl From<ResolveError> for Reason {
 #[error("the upstream resolvers: {0}")]
 pub struct ConfigError(String);
 
-fn listed(addresses: &[SocketAddr]) -> ResolverConfig {
-    let servers = addresses.iter().map(|address| {
-        let connection = |protocol| {
-            let mut connection = ConnectionConfig::new(protocol);
-            connection.port = address.port();
-            connection
-        };
-        let both = vec![connection(ProtocolConfig::Udp), connection(ProtocolConfig::Tcp)];
-        NameServerConfig::new(address.ip(), true, both)
-    });
-    ResolverConfig::from_parts(None, Vec::new(), servers.collect())
-}
-
-fn options() -> ResolverOpts {
-    let mut options = ResolverOpts::default();
-    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    // What the gate dials is what the upstreams say; a host's own file is not part of the policy.
-    options.use_hosts_file = ResolveHosts::Never;
-    options.timeout = ATTEMPT;
-    options.attempts = 2;
-    // One question to one upstream at a time: asking two would double their load.
-    options.num_concurrent_reqs = 1;
-    options
-}
-
-fn classify(error: &NetError) -> ResolveError {
-    if error.is_nx_domain() {
-        ResolveError::NotFound
-    } else if error.is_no_records_found() {
-        ResolveError::NoAddress
-    } else if matches!(error, NetError::Timeout) {
-        ResolveError::Timeout
-    } else {
-        ResolveError::Failed
+impl ConfigError {
+    pub(crate) fn new(why: String) -> Self {
+        Self(why)
     }
 }

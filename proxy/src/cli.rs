@@ -38,7 +38,7 @@ impl From<Exit> for ExitCode {
 
 /// An outbound firewall that lets approved names out and nothing else.
 #[derive(Parser, Debug)]
-#[command(name = "outgate", version, max_term_width = 100)]
+#[command(name = "outgate", bin_name = "outgate", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

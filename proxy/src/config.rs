@@ -188,7 +188,8 @@ impl Config {
                     .hint("name a resolver outside the gate");
             }
         }
-        self.upstreams = Upstreams::Listed(upstreams.into_iter().map(|upstream| upstream.value).collect());
+        self.upstreams =
+            Upstreams::Listed(upstreams.into_iter().map(|upstream| upstream.value.into()).collect());
     }
 
     fn read_limits(&mut self, report: &mut Report, node: &Node) {

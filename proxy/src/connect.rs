@@ -17,9 +17,9 @@ use crate::gate::Gate;
 use crate::head;
 use crate::hello::ClientHello;
 use crate::http::{self, After};
-use crate::listener::reject;
 use crate::path::{self, Connection, Dialled, Trail, Vetted};
 use crate::record::{self, Asked, EndedBy, Kind};
+use crate::reject::reject;
 use crate::relay::{Outcome, relay};
 use crate::session::Session;
 
@@ -95,9 +95,11 @@ impl FirstBytes {
         let terms = permit.tls();
         let by_name = permit.name().is_some();
         match permit.destination().port {
+            Port::HTTP if by_name && !terms.tls_only => Self::TlsOrHttp,
+            // What is only reported must not wait for a hello that may never come.
+            _ if permit.is_suspended() => Self::Any,
             _ if terms.tls_only => Self::Tls,
             Port::HTTPS if by_name && !terms.any_name => Self::Tls,
-            Port::HTTP if by_name => Self::TlsOrHttp,
             _ => Self::Any,
         }
     }
@@ -178,26 +180,33 @@ impl Judge<'_> {
 
     /// Anything may come, and at any time; a hello has to name the destination.
     async fn anything(&mut self, stream: &TcpStream, ahead: &mut BytesMut) -> Result<(), Denial> {
-        if self.permit.name().is_some() && self.permit.tls().any_name {
-            return Ok(());
-        }
         if ahead.is_empty() {
             // Whether this fails, the relay will see.
             let _ = read_some(stream, ahead).await;
         }
-        match read_hello(stream, ahead, Instant::now() + self.gate.limits.head).await {
+        let any_name = self.permit.tls().any_name;
+        let judged = match read_hello(stream, ahead, Instant::now() + self.gate.limits.head).await {
             Ok(Some(hello)) => self.name(hello),
             Ok(None) => Ok(()),
+            // Where any name will do, so does a hello that cannot be read.
+            Err(_) if any_name => Ok(()),
             Err(bad) => Err(Reason::from(bad).into()),
+        };
+        match judged {
+            Err(denial) if self.permit.is_suspended() => {
+                self.trail.would_deny(Some(denial));
+                Ok(())
+            }
+            judged => judged,
         }
     }
 
-    /// The name in a hello is the destination's. A destination given as an address has none: there the rules
+    /// The name in a hello is the destination's. Where that is an address, or any name will do, the rules
     /// judge the name that is seen.
     fn name(&mut self, hello: ClientHello) -> Result<(), Denial> {
         self.trail.saw_hello(&hello);
-        match (self.permit.name(), hello.sni) {
-            (Some(_), _) if self.permit.tls().any_name => Ok(()),
+        let wanted = self.permit.name().filter(|_| !self.permit.tls().any_name);
+        match (wanted, hello.sni) {
             (Some(_), None) => Err(Reason::SniMissing.into()),
             (Some(name), Some(sni)) if *name != sni => Err(Reason::SniMismatch.into()),
             (Some(_), Some(_)) | (None, None) => Ok(()),

@@ -27,6 +27,7 @@ pub mod path;
 pub mod policy;
 pub mod record;
 pub mod recorder;
+pub mod reject;
 pub mod relay;
 pub mod reload;
 pub mod serve;

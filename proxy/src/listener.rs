@@ -6,21 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use outgate_rules::{PrefixSet, Protocol, Reason};
+use outgate_rules::{PrefixSet, Reason};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
-use crate::answer::Answer;
 use crate::budget::Place;
 use crate::client::{Client, NoHead};
 use crate::connect;
 use crate::dial::is_out_of_descriptors;
 use crate::gate::Gate;
-use crate::head::{BadHead, Target};
+use crate::head::Target;
 use crate::http::{self, After};
 use crate::metrics::{ListenerMetrics, Open};
-use crate::path;
-use crate::record::{self, Asked, Kind};
+use crate::reject::{reject, turn_away};
 use crate::session::Session;
 
 /// How long to wait for a file descriptor when none of our own is about to become free.
@@ -130,40 +128,5 @@ async fn requests(gate: &Arc<Gate>, session: &Session, mut client: Client) {
             After::Connect(again, next) => (client, head) = (again, *next),
             After::Bad(client, bad) => return reject(gate, session, client, bad).await,
         }
-    }
-}
-
-/// Answers a connection that has no place, as long as few of them wait for their answers: many are closed
-/// without one, so that they do not take the descriptors that the others have left.
-async fn turn_away(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) {
-    match gate.budget.courtesy() {
-        Some(_courtesy) => reject(gate, session, client, bad).await,
-        None => {
-            drop(client);
-            path::reject(gate, &rejected(session, bad.asked, bad.kind), bad.reason).await;
-        }
-    }
-}
-
-/// Answers what cannot be decided on, and closes.
-pub(crate) async fn reject(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) {
-    let flow = rejected(session, bad.asked, bad.kind);
-    path::reject(gate, &flow, bad.reason).await;
-    let subject: &dyn std::fmt::Display = match &flow.asked {
-        Asked::Nothing => &"the request",
-        asked @ (Asked::Destination(_) | Asked::Text(_)) => asked,
-    };
-    client.close_with(&Answer::new(bad.reason.into(), subject).to_bytes()).await;
-}
-
-fn rejected(session: &Session, asked: Asked, kind: Kind) -> record::Flow {
-    record::Flow {
-        session: session.clone(),
-        kind,
-        exchange: None,
-        asked,
-        protocol: Protocol::Tcp,
-        request: None,
-        hello: None,
     }
 }

@@ -67,6 +67,8 @@ pub struct Trail {
     flow: record::Flow,
     reason: Reason,
     rule: Option<RuleRef>,
+    /// The rule that would have denied the flow after its decision.
+    suspended_by: Option<RuleRef>,
     enforcement: Enforcement,
     revision: Revision,
     decided: Instant,
@@ -119,13 +121,14 @@ impl Allowed {
 
 async fn addresses(gate: &Gate, permit: &Permit) -> Result<Vec<VettedAddr>, Denial> {
     let asked = Instant::now();
-    let addresses = match timeout(gate.limits.dial, gate.resolver.resolve(permit)).await {
-        Ok(answer) => answer.map_err(Reason::from)?,
-        Err(_) => return Err(Reason::ResolverTimeout.into()),
-    };
+    let answer = timeout(gate.limits.dial, gate.resolver.resolve(permit)).await;
     if permit.name().is_some() {
         gate.recorder.metrics().resolved(asked.elapsed());
     }
+    let addresses = match answer {
+        Ok(answer) => answer.map_err(Reason::from)?,
+        Err(_) => return Err(Reason::ResolverTimeout.into()),
+    };
     let (own, now) = (gate.own(), Timestamp::now());
     let mut refused = None;
     let mut vetted = Vec::with_capacity(addresses.len());
@@ -163,9 +166,10 @@ impl Vetted {
         let started = Instant::now();
         let gate = Arc::clone(&self.trail.gate);
         let addresses = std::mem::take(&mut self.addresses);
-        match dial::dial(addresses, gate.limits.dial).await {
+        let dialled = dial::dial(addresses, gate.limits.dial).await;
+        gate.recorder.metrics().dialed(started.elapsed());
+        match dialled {
             Ok((origin, address)) => {
-                gate.recorder.metrics().dialed(started.elapsed());
                 let (flow, permit, trail) = self.open(&address, connection).await?;
                 Ok(Dialled { origin, address, flow, permit, trail })
             }
@@ -188,6 +192,7 @@ impl Vetted {
         let rule = address.rule();
         trail.dialled = Some(address.socket());
         trail.rule = rule.cloned().or(trail.rule);
+        trail.would_deny(address.suspended().cloned());
         let meter = gate.hours.meter(client, rule.map(|rule| &**rule), connection.sent_over(rule));
         if let Err(reason) = meter.check(std::time::Instant::now()) {
             let denial = trail.denial(reason);
@@ -221,6 +226,7 @@ impl Trail {
             flow,
             reason: decision.reason,
             rule: decision.rule.clone(),
+            suspended_by: None,
             enforcement: decision.enforcement,
             revision: decision.revision,
             decided: Instant::now(),
@@ -239,6 +245,14 @@ impl Trail {
     pub fn saw_hello(&mut self, hello: &ClientHello) {
         let sni = hello.sni.as_ref().map(|name| name.as_str().as_bytes());
         self.flow.hello = Some(record::Hello::new(sni, hello.ech));
+    }
+
+    /// Adds a denial that would have been, were enforcement not suspended: the last record tells it.
+    pub fn would_deny(&mut self, denial: Option<Denial>) {
+        if let Some(Denial { reason, rule, .. }) = denial {
+            self.reason = reason;
+            self.suspended_by = rule;
+        }
     }
 
     /// Whether a TLS hello was seen.
@@ -283,7 +297,7 @@ impl Trail {
             time,
             verdict,
             reason,
-            rule: denied_by.or(self.rule.as_ref()),
+            rule: denied_by.or(self.suspended_by.as_ref()).or(self.rule.as_ref()),
             enforcement: self.enforcement,
             revision: Some(self.revision),
             dialled: self.dialled,

@@ -362,7 +362,7 @@ pub struct Closed<'a> {
     pub revision: Option<Revision>,
     /// The address that was dialled, if it came to that.
     pub dialled: Option<SocketAddr>,
-    /// Bytes from the client to the origin: of the tunnel, or of the request's body.
+    /// Bytes from the client to the origin: of the tunnel, or of the request with its head.
     pub bytes_up: u64,
     /// Bytes from the origin to the client: of the tunnel, or of the response's body.
     pub bytes_down: u64,
@@ -380,6 +380,10 @@ impl Closed<'_> {
     pub fn denial(&self) -> Option<String> {
         match self.verdict {
             Verdict::Allow => None,
+            // Where enforcement is suspended, what would have been was told when it was decided.
+            Verdict::Deny if self.enforcement == Enforcement::Report && self.ended_by != EndedBy::Gate => {
+                None
+            }
             Verdict::Deny => {
                 let denial = Denial { reason: self.reason, rule: self.rule.cloned(), nearest: None };
                 Some(told("denied", self.flow, &denial))

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use notify::{RecursiveMode, Watcher};
+use outgate_rules::document::{Diagnostic, Diagnostics, Severity};
 use outgate_rules::policy::{Compiled, Tags};
 use outgate_rules::{Enforcement, Isolation, OwnAddresses, Revision, RuleSet};
 use tokio::sync::{Mutex, mpsc, watch};
@@ -100,7 +101,8 @@ impl Reloader {
                 Report { in_force: true, text: with_warnings(text, &compiled.diagnostics) }
             }
             Ok(Err(diagnostics)) => {
-                let errors: Vec<String> = diagnostics.iter().map(one_line).collect();
+                let mistakes = diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
+                let errors: Vec<String> = mistakes.map(one_line).collect();
                 self.rejected(trigger, &errors, &diagnostics.to_string()).await
             }
             Err(_) => self.rejected(trigger, &["the policy could not be compiled".to_owned()], "").await,
@@ -302,12 +304,12 @@ fn told_revoked(revoked: Revoked) -> String {
     if told.is_empty() { String::new() } else { format!("; open flows: {}", told.join(", ")) }
 }
 
-fn with_warnings(text: String, diagnostics: &outgate_rules::document::Diagnostics) -> String {
+fn with_warnings(text: String, diagnostics: &Diagnostics) -> String {
     if diagnostics.is_empty() { text } else { format!("{diagnostics}\n{text}") }
 }
 
 /// A diagnostic as a record has it: `policy.yaml:3: unknown key …`.
-fn one_line(diagnostic: &outgate_rules::document::Diagnostic) -> String {
+fn one_line(diagnostic: &Diagnostic) -> String {
     match &diagnostic.place {
         Some(place) => format!("{}:{}: {}", place.file, place.line, diagnostic.message),
         None => diagnostic.message.clone(),

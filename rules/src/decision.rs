@@ -159,12 +159,17 @@ impl Permit {
     /// # Errors
     /// Why the address may not be dialled, by the rule that denies it or the first that does not take it.
     pub fn vet(&self, address: IpAddr, own: &OwnAddresses, now: Timestamp) -> Result<VettedAddr, Denial> {
-        let request = self.request();
-        if self.rules.settings().enforcement == Enforcement::Enforce
-            && let Some(deny) = self.rules.denies_address(address, &request, now)
-        {
-            return Err(self.denial(Reason::DenyRule, Some(deny)));
-        }
+        let denied_by = self.rules.denies_address(address, &self.request(), now);
+        let suspended = match denied_by.map(|deny| self.denial(Reason::DenyRule, Some(deny))) {
+            Some(denial) if !self.is_suspended() => return Err(denial),
+            denial => denial,
+        };
+        let vetted = self.vet_by_rules(address, own)?;
+        Ok(VettedAddr { suspended, ..vetted })
+    }
+
+    /// Vets an address that no rule denies.
+    fn vet_by_rules(&self, address: IpAddr, own: &OwnAddresses) -> Result<VettedAddr, Denial> {
         let socket = SocketAddr::new(address.to_canonical(), self.destination.port.number());
         if own.contains(socket) {
             return self.vet_own(socket);
@@ -189,41 +194,52 @@ impl Permit {
     /// given as an address: deny rules hold, and where the rules that open the address are bound to names,
     /// one of those must be seen.
     ///
+    /// Where enforcement is suspended, the denial that would have been is given and the flow goes on.
+    ///
     /// # Errors
     /// The rule that denies the name, or whose names do not include it.
-    pub fn vet_seen_name(&self, seen: &DomainName, now: Timestamp) -> Result<(), Denial> {
+    pub fn vet_seen_name(&self, seen: &DomainName, now: Timestamp) -> Result<Option<Denial>, Denial> {
+        match self.denial_of_seen_name(seen, now) {
+            Some(denial) if !self.is_suspended() => Err(denial),
+            denial => Ok(denial),
+        }
+    }
+
+    fn denial_of_seen_name(&self, seen: &DomainName, now: Timestamp) -> Option<Denial> {
         let mut denied_by = None;
         let mut bound_to_it = false;
         let request = self.request();
         self.rules.each_rule_named(seen, |id| {
             let Some(rule) = self.rules.rule(id) else { return };
-            let matches = crate::ruleset::lacks(rule, &request, now).next().is_none();
+            let matches = crate::ruleset::lacks(&rule.terms, &request, now).next().is_none();
             match rule.terms.action {
                 Action::Deny if matches => denied_by = denied_by.or(Some(id)),
                 Action::Deny => {}
                 Action::Allow => bound_to_it |= matches && self.allowed_by.contains(&id),
             }
         });
-        if self.rules.settings().enforcement == Enforcement::Report {
-            return Ok(());
-        }
-        if let Some(deny) = denied_by {
-            return Err(self.denial(Reason::DenyRule, Some(deny)));
-        }
-        match self.first_bound_to_names() {
-            Some(rule) if !bound_to_it => Err(self.denial(Reason::SniNotInRule, Some(rule))),
-            _ => Ok(()),
+        match (denied_by, self.first_bound_to_names()) {
+            (Some(deny), _) => Some(self.denial(Reason::DenyRule, Some(deny))),
+            (None, Some(rule)) if !bound_to_it => Some(self.denial(Reason::SniNotInRule, Some(rule))),
+            (None, _) => None,
         }
     }
 
+    /// Whether the rules' verdicts are only recorded.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        self.rules.settings().enforcement == Enforcement::Report
+    }
+
     /// Whether TLS is wanted on this port, and what its hello has to say: the strictest word of the rules
-    /// that allow the request.
+    /// that allow the request. Where the mode allows the internet, any
+    /// hello will do, and none.
     #[must_use]
     pub fn tls(&self) -> TlsTerms {
-        let mut rules = self.allowed_by.iter().filter_map(|id| self.rules.rule(*id)).peekable();
-        let none = rules.peek().is_none();
-        let tls_only = rules.clone().any(|rule| rule.terms.tls_only);
-        let any_name = !none && rules.all(|rule| rule.terms.sni == SniCheck::Any);
+        let rules = || self.allowed_by.iter().filter_map(|id| self.rules.rule(*id));
+        let tls_only = rules().any(|rule| rule.terms.tls_only);
+        let by_rules = !self.allowed_by.is_empty() && rules().all(|rule| rule.terms.sni == SniCheck::Any);
+        let any_name = by_rules || self.rules.allows_internet();
         TlsTerms { tls_only, any_name }
     }
 
@@ -253,7 +269,7 @@ impl Permit {
     }
 
     fn vetted(&self, socket: SocketAddr, rule: Option<RuleId>) -> VettedAddr {
-        VettedAddr { socket, rule: rule.map(|id| self.rules.rule_ref(id)) }
+        VettedAddr { socket, rule: rule.map(|id| self.rules.rule_ref(id)), suspended: None }
     }
 
     fn denial(&self, reason: Reason, rule: Option<RuleId>) -> Denial {
@@ -281,9 +297,16 @@ pub struct TlsTerms {
 pub struct VettedAddr {
     socket: SocketAddr,
     rule: Option<RuleRef>,
+    suspended: Option<Denial>,
 }
 
 impl VettedAddr {
+    /// The denial that would have been, were enforcement not suspended.
+    #[must_use]
+    pub fn suspended(&self) -> Option<&Denial> {
+        self.suspended.as_ref()
+    }
+
     /// What to dial.
     #[must_use]
     pub fn socket(&self) -> SocketAddr {

@@ -43,7 +43,9 @@ impl RuleSet {
         let decision = self.decide(request, now);
         let judgement = self.judge(request, now);
         let lost = judgement.denied_by.and_then(|_| judgement.allowed_by.first().copied());
-        let near = if decision.allows() { Vec::new() } else { self.near(request, now) };
+        // Where a deny rule decided, no allow rule lacked anything.
+        let near =
+            if decision.allows() || decision.rule.is_some() { Vec::new() } else { self.near(request, now) };
         Explanation { decision, lost: lost.map(|rule| self.rule_ref(rule)), near }
     }
 
@@ -61,7 +63,7 @@ impl RuleSet {
             self.names().find_below(&registrable(name), |id, pattern| {
                 if near.len() < MAX_NEAR && self.allows(id) && known.insert(id) {
                     let rule = self.rule_ref(id);
-                    let lacks = lacks(&rule, request, now).collect();
+                    let lacks = lacks(&rule.terms, request, now).collect();
                     near.push(Near { rule, pattern: Some(pattern), lacks });
                 }
             });
@@ -76,7 +78,7 @@ impl RuleSet {
         let mut take = |id| {
             if self.allows(id) {
                 let rule = self.rule_ref(id);
-                let lacks: Vec<Lack> = lacks(&rule, request, now).collect();
+                let lacks: Vec<Lack> = lacks(&rule.terms, request, now).collect();
                 near.push(Near { rule, pattern: None, lacks });
             }
         };

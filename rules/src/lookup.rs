@@ -88,6 +88,13 @@ impl RuleSet {
         }
     }
 
+    /// Whether some client may be allowed to look something up below `name`: then a denial of `name` must not
+    /// say that the name does not exist, for nothing below it would exist either (RFC 8020).
+    #[must_use]
+    pub fn names_something_below(&self, name: &DomainName) -> bool {
+        self.allows_internet() || self.names().names_something_below(name.as_str())
+    }
+
     /// The deny and the allow rules for a name that hold for `client` now, on any port.
     fn rules_for_lookup(&self, client: IpAddr, name: &DomainName, now: Timestamp) -> (Matches, Matches) {
         let (mut denies, mut allows) = (Matches::new(), Matches::new());
@@ -136,6 +143,18 @@ impl LookupPermit {
             .iter()
             .filter_map(|id| self.rules.rule(*id))
             .any(|rule| rule.terms.record_types.contains(&record_type))
+    }
+
+    /// The name below which this permit is one for any name: the literal part of the wildcard or, where the
+    /// mode lets the name resolve, its registrable domain. None where a rule names the name itself.
+    ///
+    /// Who serves that zone reads whatever the client writes in front.
+    #[must_use]
+    pub fn open_below(&self) -> Option<&str> {
+        match self.allowed_by.as_slice() {
+            [] => psl::domain_str(self.name.as_str()).filter(|domain| *domain != self.name.as_str()),
+            rules => self.rules.names().wildcard_above(&self.name, rules),
+        }
     }
 
     /// Vets an address in an answer: the client may learn what some rule would let it dial.
@@ -239,6 +258,54 @@ outbound_rules:
             "80 and 443 is all there was"
         );
         assert_eq!(reason(&rules, "10.1.0.4", "c.example.org"), Reason::Rule, "443 is left");
+    }
+
+    #[test]
+    fn what_lies_above_a_name_that_is_spoken_of_is_known() {
+        let rules = rules(
+            "outbound_rules:
+  - {name: exact, type: fqdn, destination: a.b.example.org}
+  - {name: below, type: fqdn, destination: '*.c.example.com'}
+  - {name: in-label, type: fqdn, destination: 'x-*.d.example.net'}
+",
+        );
+        let below = |name: &str| rules.names_something_below(&DomainName::parse(name).unwrap());
+        for name in ["org", "example.org", "b.example.org", "com", "c.example.com", "net", "d.example.net"] {
+            assert!(below(name), "{name}");
+        }
+        for name in
+            ["a.b.example.org", "z.example.org", "q.c.example.com", "x-1.d.example.net", "dev", "xample.org"]
+        {
+            assert!(!below(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_is_open_below_its_literal_part_and_a_name_is_not() {
+        let text = "outbound_rules:
+  - {name: exact, type: fqdn, destination: a.example.org}
+  - {name: below, type: fqdn, destination: '*.example.org'}
+  - {name: other, type: fqdn, destination: '*.deep.example.net', sources: [10.9.0.0/16]}
+  - {name: wide, type: fqdn, destination: '*.example.net'}
+  - {name: in-label, type: fqdn, destination: 'x-*.example.com'}
+";
+        let open_below = |rules: &Arc<RuleSet>, name: &str| {
+            let name = DomainName::parse(name).unwrap();
+            let permit = rules.decide_lookup([10, 0, 0, 1].into(), &name, NOW).into_permit().unwrap();
+            permit.open_below().map(str::to_owned)
+        };
+        let approved = rules(text);
+        assert_eq!(open_below(&approved, "a.example.org"), None);
+        assert_eq!(open_below(&approved, "b.c.example.org").as_deref(), Some("example.org"));
+        assert_eq!(
+            open_below(&approved, "a.deep.example.net").as_deref(),
+            Some("example.net"),
+            "the narrower wildcard is another client's"
+        );
+        assert_eq!(open_below(&approved, "x-1.example.com").as_deref(), Some("example.com"));
+        let internet = rules("isolation_mode: allow_internet_outbound\n");
+        assert_eq!(open_below(&internet, "a.b.example.co.uk").as_deref(), Some("example.co.uk"));
+        assert_eq!(open_below(&internet, "example.co.uk"), None);
     }
 
     #[test]

@@ -207,6 +207,29 @@ reasons! {
     /// An upgrade to something other than a WebSocket.
     UpgradeUnsupported = "upgrade-unsupported", 400, HttpRequestError, "the only upgrade that passes is websocket";
 
+    /// A DNS message breaks its own format.
+    DnsMalformed = "dns-malformed", 400, HttpRequestError, "the DNS message is malformed";
+    /// A DNS opcode other than QUERY.
+    DnsOpcode = "dns-opcode", 400, HttpRequestError, "the DNS message is not a query";
+    /// An EDNS version other than 0.
+    DnsVersion = "dns-version", 400, HttpRequestError, "the version of EDNS is not 0";
+    /// A DNS class other than IN.
+    DnsClass = "dns-class", 400, HttpRequestError, "the class asked for is not IN";
+    /// A record type that no rule lists.
+    DnsType = "dns-type", 403, HttpRequestDenied, "records of this type are not served for the name";
+    /// A name that the gate answers itself, whatever the policy says.
+    SpecialName = "special-name", 403, HttpRequestDenied, "the gate answers for this name itself";
+    /// The client asks faster than its limit.
+    LookupRate = "lookup-rate", 429, HttpRequestDenied, "the client's limit of lookups a second is reached";
+    /// Too many lookups wait for upstreams.
+    LookupsPending = "lookups-pending", 503, ConnectionLimitReached, "too many lookups wait for the upstream resolvers";
+    /// Too many different names below one wildcard.
+    LookupNames = "lookup-names", 403, HttpRequestDenied, "the client's limit of different names below the wildcard is reached";
+    /// A name that is longer than names below a wildcard may be.
+    LookupLength = "lookup-length", 403, HttpRequestDenied, "the name is longer than names below the wildcard may be";
+    /// The names below one wildcard hold more than they may.
+    LookupEntropy = "lookup-entropy", 403, HttpRequestDenied, "the client's names below the wildcard could carry more than they may";
+
     /// The connection's upload limit is used up.
     UploadLimit = "upload-limit", 403, HttpRequestDenied, "the rule's upload limit for a connection is used up";
     /// The client's hourly upload limit for the rule is used up.

@@ -171,7 +171,7 @@ const BAD_HEADS: [(&str, &[u8]); 16] = [
     ("head-malformed", b"G@T http://pypi.example/ HTTP/1.1\r\nHost: pypi.example\r\n\r\n"),
     ("http-version", b"GET http://pypi.example/ HTTP/1.2\r\nHost: pypi.example\r\n\r\n"),
     ("http-version", b"GET http://pypi.example/ HTTP/3.0\r\nHost: pypi.example\r\n\r\n"),
-    ("host-field-mismatch", b"CONNECT pypi.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n\r\n"),
+    ("host-field-repeated", b"CONNECT pypi.example:443 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
     (
         "connect-with-body",
         b"CONNECT pypi.example:443 HTTP/1.1\r\nHost: pypi.example:443\r\nContent-Length: 5\r\n\r\nhello",

@@ -277,6 +277,58 @@ fn sni_any_lets_a_hello_name_another() {
 }
 
 #[test]
+fn where_the_internet_is_allowed_a_hello_may_name_any_server_but_a_denied_one() {
+    let world = World::new();
+    let origin = world.origin(NAME, 443, listen_only());
+    let policy = allow_one(NAME, &[443])
+        + "  - {name: never, action: deny, type: fqdn, destination: evil.example}\n"
+        + "isolation_mode: allow_internet_outbound\n";
+    let gate = world.gate(policy).start();
+
+    let denied = world.authority.hello("evil.example");
+    gate.tunnel("pypi.example:443").send_to_whom_it_may_concern(&denied).rest();
+    assert_eq!(gate.close(NAME)["reason"], "deny-rule");
+    assert_eq!(origin.heard(), "");
+
+    let hello = world.authority.hello("inner.example");
+    let _tunnel = gate.tunnel("pypi.example:443").send(&hello);
+    wait_until("the hello at the origin", || origin.received() == hello);
+}
+
+#[test]
+fn what_is_only_reported_passes_with_another_name_and_is_recorded() {
+    let world = World::new();
+    let origin = world.origin(NAME, 443, listen_only());
+    let gate = world.gate(allow_one(NAME, &[443]) + "enforcement: report\n").start();
+    let hello = world.authority.hello("inner.example");
+
+    let mut tunnel = gate.tunnel("pypi.example:443");
+    tunnel.send(&hello);
+    wait_until("the hello at the origin", || origin.received() == hello);
+    drop(tunnel);
+
+    let close = gate.close(NAME);
+    assert_eq!((&close["verdict"], &close["mode"]), (&"deny".into(), &"report".into()), "{close}");
+    assert_eq!((&close["reason"], &close["ended_by"]), (&"sni-mismatch".into(), &"client".into()), "{close}");
+}
+
+#[test]
+fn an_encrypted_hello_is_judged_by_its_outer_name_and_recorded() {
+    let world = World::new();
+    let origin = world.origin(NAME, 443, listen_only());
+    let gate = world.gate(allow_one(NAME, &[443])).start();
+
+    let outer = |name: &str| Bent { ech: true, ..Bent::naming(&[name.as_bytes()]) }.bytes();
+    gate.tunnel("pypi.example:443").send_to_whom_it_may_concern(&outer("evil.example")).rest();
+    let close = gate.close(NAME);
+    assert_eq!((&close["reason"], &close["ech"]), (&"sni-mismatch".into(), &true.into()), "{close}");
+    assert_eq!(origin.heard(), "");
+
+    let _tunnel = gate.tunnel("pypi.example:443").send(outer(NAME));
+    wait_until("the hello at the origin", || origin.received() == outer(NAME));
+}
+
+#[test]
 fn a_tunnel_to_80_carries_http_that_is_judged_request_by_request() {
     let world = World::new();
     let origin = world.http(NAME, page("welcome"));

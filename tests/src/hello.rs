@@ -7,13 +7,15 @@ pub struct Bent {
     pub server_names: Vec<Vec<u8>>,
     /// Bytes of padding (RFC 7685), to make it long.
     pub padding: usize,
+    /// Whether there is an `encrypted_client_hello` extension (RFC 9849), as browsers send it at random.
+    pub ech: bool,
 }
 
 impl Bent {
     /// A hello whose one `server_name` extension lists these names.
     #[must_use]
     pub fn naming(names: &[&[u8]]) -> Self {
-        Self { server_names: vec![server_name_list(names)], padding: 0 }
+        Self { server_names: vec![server_name_list(names)], ..Self::default() }
     }
 
     /// The handshake message.
@@ -26,6 +28,9 @@ impl Bent {
         extensions.extend(extension(10, &[0, 2, 0, 0x1d])); // supported_groups: x25519
         extensions.extend(extension(13, &[0, 2, 4, 3])); // signature_algorithms
         extensions.extend(extension(43, &[2, 3, 4])); // supported_versions: TLS 1.3
+        if self.ech {
+            extensions.extend(extension(0xfe0d, &[0; 32]));
+        }
         if self.padding > 0 {
             extensions.extend(extension(21, &vec![0; self.padding]));
         }

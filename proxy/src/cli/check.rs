@@ -6,21 +6,25 @@ use jiff::Timestamp;
 use outgate_rules::policy::{Compiled, run_tests};
 
 use super::{Exit, Files, say, show};
+use crate::config::Config;
 use crate::policy::PolicyFiles;
 
 /// Compiles the policy as the gate would. What is wrong with it is told.
-pub(super) fn compile(files: &Files) -> Result<Compiled, Exit> {
+pub(super) fn compile(files: &Files) -> Result<(Config, Compiled), Exit> {
     let config = files.config()?;
-    PolicyFiles::new(config.policy).load(None, Timestamp::now()).map_err(|diagnostics| {
-        say(&diagnostics);
-        Exit::Bad
-    })
+    match PolicyFiles::new(config.policy.clone()).load(None, Timestamp::now()) {
+        Ok(compiled) => Ok((config, compiled)),
+        Err(diagnostics) => {
+            say(&diagnostics);
+            Err(Exit::Bad)
+        }
+    }
 }
 
 /// Says what is wrong with the policy and the configuration, and how much they hold.
 pub(super) fn check(files: &Files) -> Exit {
     let compiled = match compile(files) {
-        Ok(compiled) => compiled,
+        Ok((_, compiled)) => compiled,
         Err(_) => return Exit::No,
     };
     if !compiled.diagnostics.is_empty() {
@@ -33,7 +37,7 @@ pub(super) fn check(files: &Files) -> Exit {
 /// Runs the policy's own tests.
 pub(super) fn test(files: &Files) -> Exit {
     let compiled = match compile(files) {
-        Ok(compiled) => compiled,
+        Ok((_, compiled)) => compiled,
         Err(exit) => return exit,
     };
     let outcomes = run_tests(&Arc::new(compiled.rules), &compiled.tests, Timestamp::now());

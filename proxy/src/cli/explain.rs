@@ -7,6 +7,8 @@ use outgate_rules::rule::{Reach, Sources};
 use outgate_rules::tags::ServiceTag;
 use outgate_rules::{Explanation, Host, Lack, Near, OwnAddresses, Request, Rule, RuleSet};
 
+use crate::own;
+
 use super::{Exit, check, parse_request, say, show};
 
 /// Most tags of an address that are told.
@@ -23,15 +25,17 @@ pub(super) fn explain(asked: &super::Explain) -> Exit {
             return Exit::Bad;
         }
     };
-    let compiled = match check::compile(&asked.files) {
+    let (config, compiled) = match check::compile(&asked.files) {
         Ok(compiled) => compiled,
         Err(exit) => return exit,
     };
+    let listeners = vec![config.proxy.address, config.admin];
+    let own = OwnAddresses { listeners, interfaces: own::interfaces() };
     let rules = Arc::new(compiled.rules);
     let request = Request { client, destination: &destination, protocol: asked.protocol };
     let now = Timestamp::now();
     let explanation = rules.explain(&request, now);
-    let refused = RuleSet::explain_address(&explanation.decision, &OwnAddresses::default(), now);
+    let refused = RuleSet::explain_address(&explanation.decision, &own, now);
     let allowed = explanation.decision.allows() && refused.is_none();
     show(&format_args!(
         "{} {destination} over {} from {client}",

@@ -2,6 +2,8 @@
 //! reach another client.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +13,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use outgate_rules::{Destination, Reason, VettedAddr};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::Upload;
@@ -20,6 +23,9 @@ use crate::dial::dial;
 const MAX_HEAD: usize = 64 * 1024;
 /// Most fields of an origin's head.
 const MAX_FIELDS: usize = 200;
+
+/// Most interim responses (1xx) to one request. An origin that sends more says nothing by them.
+const MAX_INTERIM: usize = 16;
 
 /// A connection to an origin, for one request after the other.
 #[derive(Debug)]
@@ -78,14 +84,21 @@ impl Origin {
     }
 
     /// Sends a request and waits for the head of its response.
-    pub(super) async fn send(&mut self, request: Request<Upload>) -> Result<Response<Incoming>, Unanswered> {
+    pub(super) async fn send(
+        &mut self,
+        mut request: Request<Upload>,
+    ) -> Result<Response<Incoming>, Unanswered> {
         if self.send.ready().await.is_err() {
             return Err(Unanswered::NotSent(Box::new(request)));
         }
-        self.send.try_send_request(request).await.map_err(|mut error| match error.take_message() {
-            Some(request) => Unanswered::NotSent(Box::new(request)),
-            None => Unanswered::Failed(reason(error.error())),
-        })
+        let flooded = count_interim(&mut request);
+        tokio::select! {
+            sent = self.send.try_send_request(request) => sent.map_err(|mut error| match error.take_message() {
+                Some(request) => Unanswered::NotSent(Box::new(request)),
+                None => Unanswered::Failed(reason(error.error())),
+            }),
+            () = flooded.notified() => Err(Unanswered::Failed(Reason::OriginResponse)),
+        }
     }
 
     /// Takes the place of a connection that the origin has closed.
@@ -108,6 +121,18 @@ impl Origin {
     pub(super) async fn is_ready(&mut self) -> bool {
         self.send.ready().await.is_ok()
     }
+}
+
+/// Counts the interim responses to a request, and tells when there are too many.
+fn count_interim(request: &mut Request<Upload>) -> Arc<Notify> {
+    let flooded = Arc::new(Notify::new());
+    let (tell, seen) = (Arc::clone(&flooded), AtomicUsize::new(0));
+    hyper::ext::on_informational(request, move |_| {
+        if seen.fetch_add(1, Ordering::Relaxed) == MAX_INTERIM {
+            tell.notify_one();
+        }
+    });
+    flooded
 }
 
 fn reason(error: &hyper::Error) -> Reason {

@@ -124,7 +124,9 @@ impl Lint {
 
     /// Says what was seen.
     pub(crate) fn finish(self, report: &mut Report, rules: &RuleSet, presets: &[Preset], now: Timestamp) {
-        if self.rules.is_empty() && rules.settings().isolation == Settings::default().isolation {
+        let Settings { isolation, enforcement, .. } = Settings::default();
+        let denies = rules.settings().isolation == isolation && rules.settings().enforcement == enforcement;
+        if self.rules.is_empty() && denies {
             report
                 .overall(Severity::Warning, "the policy has no rules: it denies everything")
                 .hint("`presets: [azure-ml, python]`, or rules under `outbound_rules:`");
