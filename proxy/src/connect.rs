@@ -96,8 +96,6 @@ impl FirstBytes {
         let by_name = permit.name().is_some();
         match permit.destination().port {
             Port::HTTP if by_name && !terms.tls_only => Self::TlsOrHttp,
-            // What is only reported must not wait for a hello that may never come.
-            _ if permit.is_suspended() => Self::Any,
             _ if terms.tls_only => Self::Tls,
             Port::HTTPS if by_name && !terms.any_name => Self::Tls,
             _ => Self::Any,
@@ -141,18 +139,18 @@ async fn tunnel(gate: &Arc<Gate>, client: Client, dialled: Dialled, wanted: Firs
     let (stream, mut ahead) = client.into_parts();
     let idle = gate.limits.idle;
     let mut opening = Judge { gate, permit: &permit, flow: &flow, trail: &mut trail };
-    let outcome = match wanted {
-        FirstBytes::Tls => match opening.hello(&stream, &mut ahead).await {
+    // What is only reported must not wait for a hello that may never come.
+    let outcome = if wanted == FirstBytes::Tls && !permit.is_suspended() {
+        match opening.hello(&stream, &mut ahead).await {
             Ok(()) => relay(&stream, &origin, ready(Ok(ahead)), &flow, idle).await,
             Err(denial) => Outcome::gate(denial),
-        },
-        FirstBytes::TlsOrHttp | FirstBytes::Any => {
-            let opening = async {
-                opening.anything(&stream, &mut ahead).await?;
-                Ok(ahead)
-            };
-            relay(&stream, &origin, opening, &flow, idle).await
         }
+    } else {
+        let opening = async {
+            opening.whenever_it_comes(wanted, &stream, &mut ahead).await?;
+            Ok(ahead)
+        };
+        relay(&stream, &origin, opening, &flow, idle).await
     };
     if outcome.denial.is_some() && trail.has_hello() && flow.bytes().0 == 0 {
         Client::new(stream).close_with(ACCESS_DENIED).await;
@@ -178,19 +176,24 @@ impl Judge<'_> {
         }
     }
 
-    /// Anything may come, and at any time; a hello has to name the destination.
-    async fn anything(&mut self, stream: &TcpStream, ahead: &mut BytesMut) -> Result<(), Denial> {
+    /// The tunnel is open already: what comes from the client is judged when it comes. Where enforcement is
+    /// suspended it is only recorded.
+    async fn whenever_it_comes(
+        &mut self,
+        wanted: FirstBytes,
+        stream: &TcpStream,
+        ahead: &mut BytesMut,
+    ) -> Result<(), Denial> {
         if ahead.is_empty() {
             // Whether this fails, the relay will see.
             let _ = read_some(stream, ahead).await;
         }
         let any_name = self.permit.tls().any_name;
-        let judged = match read_hello(stream, ahead, Instant::now() + self.gate.limits.head).await {
-            Ok(Some(hello)) => self.name(hello),
-            Ok(None) => Ok(()),
+        let judged = match self.hello(stream, ahead).await {
+            Err(denial) if denial.reason == Reason::NotTls && wanted != FirstBytes::Tls => Ok(()),
             // Where any name will do, so does a hello that cannot be read.
-            Err(_) if any_name => Ok(()),
-            Err(bad) => Err(Reason::from(bad).into()),
+            Err(_) if any_name && !self.trail.has_hello() => Ok(()),
+            judged => judged,
         };
         match judged {
             Err(denial) if self.permit.is_suspended() => {

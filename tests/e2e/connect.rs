@@ -313,13 +313,30 @@ fn what_is_only_reported_passes_with_another_name_and_is_recorded() {
 }
 
 #[test]
+fn what_is_only_reported_need_not_be_tls_and_may_let_the_server_speak_first() {
+    let world = World::new();
+    let _origin = world.origin(NAME, 443, greet("220 ready\r\n"));
+    let gate = world.gate(allow_one(NAME, &[443]) + "enforcement: report\n").start();
+
+    let mut tunnel = gate.tunnel("pypi.example:443");
+    assert_eq!(tunnel.until(b"\r\n"), b"220 ready\r\n");
+    tunnel.send("QUIT\r\n");
+    assert_eq!(tunnel.until(b"\r\n"), b"QUIT\r\n");
+    drop(tunnel);
+
+    let close = gate.close(NAME);
+    assert_eq!((&close["reason"], &close["mode"]), (&"not-tls".into(), &"report".into()), "{close}");
+    assert!(close["bytes_up"].as_u64() > Some(0), "{close}");
+}
+
+#[test]
 fn an_encrypted_hello_is_judged_by_its_outer_name_and_recorded() {
     let world = World::new();
     let origin = world.origin(NAME, 443, listen_only());
     let gate = world.gate(allow_one(NAME, &[443])).start();
 
     let outer = |name: &str| Bent { ech: true, ..Bent::naming(&[name.as_bytes()]) }.bytes();
-    gate.tunnel("pypi.example:443").send_to_whom_it_may_concern(&outer("evil.example")).rest();
+    gate.tunnel("pypi.example:443").send_to_whom_it_may_concern(outer("evil.example")).rest();
     let close = gate.close(NAME);
     assert_eq!((&close["reason"], &close["ech"]), (&"sni-mismatch".into(), &true.into()), "{close}");
     assert_eq!(origin.heard(), "");
