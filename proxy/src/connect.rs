@@ -17,11 +17,12 @@ use crate::gate::Gate;
 use crate::head;
 use crate::hello::ClientHello;
 use crate::http::{self, After};
-use crate::path::{self, Connection, Dialled, Trail, Vetted};
+use crate::path::{self, Connection, Dialled, Vetted};
 use crate::record::{self, Asked, EndedBy, Kind};
 use crate::reject::reject;
 use crate::relay::{Outcome, relay};
 use crate::session::Session;
+use crate::trail::Trail;
 
 /// The whole answer to a CONNECT that goes on (RFC 9110 §9.3.6): no body, no length.
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -70,8 +71,8 @@ impl Opening {
         let told = client.stream().write_all(ESTABLISHED).await;
         match (self, told) {
             (Self::Tunnel(dialled, wanted), Ok(())) => tunnel(gate, client, dialled, wanted).await,
-            (Self::Tunnel(Dialled { flow, trail, .. }, _), Err(_)) => {
-                trail.close(&flow, Outcome::side(EndedBy::Client)).await;
+            (Self::Tunnel(Dialled { trail, .. }, _), Err(_)) => {
+                trail.close(Outcome::side(EndedBy::Client)).await;
             }
             (Self::Undecided(vetted), Ok(())) => tls_or_http(gate, session, client, vetted, to).await,
             (Self::Undecided(vetted), Err(_)) => vetted.close(Outcome::side(EndedBy::Client)).await,
@@ -155,7 +156,7 @@ async fn tunnel(gate: &Arc<Gate>, client: Client, dialled: Dialled, wanted: Firs
     if outcome.denial.is_some() && trail.has_hello() && flow.bytes().0 == 0 {
         Client::new(stream).close_with(ACCESS_DENIED).await;
     }
-    trail.close(&flow, outcome).await;
+    trail.close(outcome).await;
 }
 
 /// Judges the first bytes of a tunnel.

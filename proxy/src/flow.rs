@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use outgate_rules::{
-    Destination, DomainName, OnRevoke, OwnAddresses, Protocol, Reason, Request, RuleRef, RuleSet, VettedAddr,
+    Destination, DomainName, OnRevoke, OwnAddresses, Permit, Protocol, Reason, Request, RuleRef, RuleSet,
+    VettedAddr,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -45,19 +46,13 @@ struct End {
 }
 
 impl Flow {
-    /// A flow to `address`, which its rule admitted.
+    /// A permitted flow to `address`, which its rule admitted.
     #[must_use]
-    pub fn new(
-        client: IpAddr,
-        destination: Destination,
-        protocol: Protocol,
-        address: &VettedAddr,
-        meter: Meter,
-    ) -> Self {
+    pub fn new(permit: &Permit, address: &VettedAddr, meter: Meter) -> Self {
         Self {
-            client,
-            destination,
-            protocol,
+            client: permit.client(),
+            destination: permit.destination().clone(),
+            protocol: permit.protocol(),
             address: address.socket(),
             rule: Mutex::new(address.rule().cloned()),
             seen: Mutex::new(None),

@@ -67,7 +67,8 @@ async fn run(gate: &Arc<Gate>, session: &Session, client: Client, first: Request
         service_fn(move |request| Box::pin(Arc::clone(&exchanges).answer(request)))
     };
     let mut connection = http1::Builder::new()
-        .half_close(true)
+        // A client that closes while it waits for an answer has gone away, and its request with it.
+        .half_close(false)
         .auto_date_header(false)
         // The wire has deadlines of its own for heads and for silence.
         .header_read_timeout(None)
@@ -105,10 +106,10 @@ async fn run(gate: &Arc<Gate>, session: &Session, client: Client, first: Request
 async fn relay_switched(gate: &Gate, mut client: Client, switched: Switched) {
     let Switched { origin, first_down, flow, trail } = switched;
     if client.stream().write_all(&first_down).await.is_err() {
-        return trail.close(&flow, Outcome::side(EndedBy::Client)).await;
+        return trail.close(Outcome::side(EndedBy::Client)).await;
     }
     flow.count_down(first_down.len());
     let (stream, ahead) = client.into_parts();
     let outcome = relay(&stream, &origin, ready(Ok(ahead)), &flow, gate.limits.idle).await;
-    trail.close(&flow, outcome).await;
+    trail.close(outcome).await;
 }

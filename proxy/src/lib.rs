@@ -32,4 +32,5 @@ pub mod relay;
 pub mod reload;
 pub mod serve;
 pub mod session;
+pub mod trail;
 pub mod upload;

@@ -147,6 +147,24 @@ impl Permit {
         &self.destination
     }
 
+    /// Who may reach it.
+    #[must_use]
+    pub fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// Over which protocol.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// The revision that decided.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.rules.settings().revision
+    }
+
     /// The name to resolve; none where the destination was given as an address, which only needs vetting.
     #[must_use]
     pub fn name(&self) -> Option<&DomainName> {

@@ -1,6 +1,6 @@
 //! Plain HTTP in absolute form: every request judged, and nothing passed on but what was asked.
 
-use outgate_tests::origin::{Reply, echo, http, page, script, websocket};
+use outgate_tests::origin::{Reply, echo, http, listen_only, page, script, websocket};
 use outgate_tests::policy::{NOTHING, allow, allow_one};
 use outgate_tests::{World, wait_until};
 
@@ -334,6 +334,21 @@ fn responses_without_a_body_do_not_wait_for_one() {
     assert_eq!(client.get("http://files.example/204").status, 204);
     assert_eq!(client.get("http://files.example/304").status, 304);
     assert_eq!(client.get("http://files.example/").text(), "body");
+}
+
+#[test]
+fn a_client_that_goes_away_before_the_answer_leaves_both_records() {
+    let world = World::new();
+    let origin = world.origin("slow.example", 80, listen_only());
+    let gate = world.gate(allow_one("slow.example", &[80])).start();
+
+    let mut client = gate.client();
+    client.send("GET http://slow.example/ HTTP/1.1\r\nHost: slow.example\r\n\r\n");
+    wait_until("the request at the origin", || !origin.heard().is_empty());
+    client.reset();
+
+    let close = gate.close("slow.example");
+    assert_eq!((&close["ended_by"], &close["verdict"]), (&"client".into(), &"allow".into()), "{close}");
 }
 
 #[test]

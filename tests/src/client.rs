@@ -98,6 +98,14 @@ impl Client {
         self
     }
 
+    /// Goes away without a word: the other side sees a reset.
+    ///
+    /// # Panics
+    /// If the socket does not take the option.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
     /// Asks for a tunnel.
     pub fn connect(&mut self, target: &str) -> Response {
         self.send(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"));

@@ -21,10 +21,10 @@ use crate::answer::Answer;
 use crate::flow::{Flow, OpenFlow};
 use crate::gate::Gate;
 use crate::head::{BodyLength, RequestHead, Target};
-use crate::path::{self, Connection, Dialled, Trail, Vetted};
+use crate::path::{self, Connection, Dialled, Vetted};
 use crate::record::{self, Asked, HttpRequest, Kind};
-use crate::relay::Outcome;
 use crate::session::Session;
+use crate::trail::Trail;
 
 /// What the requests of one connection may ask for.
 #[derive(Debug, Clone)]
@@ -187,7 +187,7 @@ impl Exchanges {
         let Ready { mut origin, flow, trail, used } = self.ready(vetted, destination).await?;
         // A request's line and fields can carry data out as well as its body can.
         if let Some(reason) = flow.take_up(head.raw.len()).stop {
-            return Err(fail(trail, &flow, reason).await);
+            return Err(fail(trail, reason).await);
         }
         let (request, stopped) = to_origin(head, request, destination, &flow);
         let copy = (used && is_replayable(head)).then(|| copy(&request, &flow));
@@ -204,7 +204,7 @@ impl Exchanges {
             Ok(response) => Ok(Answered { response, origin, flow, trail }),
             Err(unanswered) => {
                 let reason = self.shared.bad_body().or_else(|| stopped.get().copied());
-                Err(fail(trail, &flow, reason.unwrap_or(unanswered.reason())).await)
+                Err(fail(trail, reason.unwrap_or(unanswered.reason())).await)
             }
         }
     }
@@ -244,7 +244,7 @@ impl Exchanges {
         let Dialled { origin, address, flow, trail, .. } = vetted.dial(&self.connection).await?;
         match Origin::new(origin, destination.clone(), address).await {
             Ok(origin) => Ok(Ready { origin, flow, trail, used: false }),
-            Err(reason) => Err(fail(trail, &flow, reason).await),
+            Err(reason) => Err(fail(trail, reason).await),
         }
     }
 
@@ -252,7 +252,7 @@ impl Exchanges {
     async fn pass_down(self: &Arc<Self>, answered: Answered) -> Result<Response<ClientBody>, Denial> {
         let Answered { response, mut origin, flow, mut trail } = answered;
         if fields::is_ambiguous(response.headers()) {
-            return Err(fail(trail, &flow, Reason::OriginResponse).await);
+            return Err(fail(trail, Reason::OriginResponse).await);
         }
         let (mut parts, body) = response.into_parts();
         trail.saw_status(parts.status.as_u16());
@@ -266,7 +266,7 @@ impl Exchanges {
             } else if origin.is_ready().await {
                 exchanges.keep(origin);
             }
-            trail.close(&flow, outcome).await;
+            trail.close(outcome).await;
             exchanges.shared.answered();
         });
         Ok(Response::from_parts(parts, from.boxed()))
@@ -284,12 +284,12 @@ impl Exchanges {
             .get(header::UPGRADE)
             .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
         if !head.websocket || !agreed {
-            return Err(fail(trail, &flow, Reason::OriginSwitched).await);
+            return Err(fail(trail, Reason::OriginSwitched).await);
         }
         trail.saw_status(response.status().as_u16());
         let (stream, first_down) = match origin.switched(&mut response).await {
             Ok(switched) => switched,
-            Err(_) => return Err(fail(trail, &flow, Reason::OriginClosed).await),
+            Err(_) => return Err(fail(trail, Reason::OriginClosed).await),
         };
         let (mut parts, _) = response.into_parts();
         fields::pass_on(&mut parts.headers);
@@ -307,10 +307,9 @@ impl Exchanges {
 }
 
 /// Closes the records of a flow that ends without a response from its origin.
-async fn fail(trail: Trail, flow: &Flow, reason: Reason) -> Denial {
+async fn fail(trail: Trail, reason: Reason) -> Denial {
     let denial = trail.denial(reason);
-    trail.close(flow, Outcome::failed(denial.clone())).await;
-    denial
+    trail.refuse(denial).await
 }
 
 /// The request as the origin gets it, made anew from what was decided on.
