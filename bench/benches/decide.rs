@@ -6,6 +6,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
 use jiff::Timestamp;
 use outgate_bench::{Shape, Workload, request};
+use outgate_rules::rule::Action;
 
 const SIZES: [usize; 3] = [100, 10_000, 1_000_000];
 
@@ -13,14 +14,18 @@ const SIZES: [usize; 3] = [100, 10_000, 1_000_000];
 fn allow_or_miss(criterion: &mut Criterion) {
     for (name, shape) in [("exact", Shape::Exact), ("below", Shape::Below)] {
         let mut group = criterion.benchmark_group(format!("decide/{name}"));
-        SIZES.iter().for_each(|rules| decide(&mut group, *rules, &Workload::new(shape, *rules, 0)));
+        SIZES
+            .iter()
+            .for_each(|rules| decide(&mut group, *rules, &Workload::new(shape, Action::Allow, *rules)));
     }
 }
 
 /// Half of the queries are denied by a rule of their own, the other half match no rule.
 fn deny_or_miss(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide/deny");
-    SIZES.iter().for_each(|rules| decide(&mut group, *rules, &Workload::new(Shape::Exact, *rules, 1)));
+    SIZES
+        .iter()
+        .for_each(|rules| decide(&mut group, *rules, &Workload::new(Shape::Exact, Action::Deny, *rules)));
 }
 
 fn decide(group: &mut BenchmarkGroup<'_, WallTime>, rules: usize, workload: &Workload) {

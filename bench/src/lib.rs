@@ -17,7 +17,7 @@ use outgate_rules::{
     Settings,
 };
 
-/// Queries of each benchmark of decisions, each for a name of its own.
+/// Queries of each benchmark of decisions.
 pub const QUERIES: usize = 200_000;
 
 /// How a rule speaks of its name.
@@ -40,26 +40,23 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// So many rules. One in `deny_every` denies, none for 0.
+    /// So many rules, each with this action.
     #[must_use]
-    pub fn new(shape: Shape, rules: usize, deny_every: usize) -> Self {
+    pub fn new(shape: Shape, action: Action, rules: usize) -> Self {
         let mut random = Random::new(1);
         let names = random.names(rules);
         let hits = QUERIES / 2;
         let mut asked: Vec<String> = match shape {
-            Shape::Exact => names.iter().cycle().take(hits).cloned().collect(),
+            Shape::Exact => names.iter().step_by((rules / hits).max(1)).cycle().take(hits).cloned().collect(),
             Shape::Below => (0..hits).map(|n| format!("h{n}.{}", names[random.below(rules)])).collect(),
         };
-        if shape == Shape::Exact && rules > hits {
-            asked = (0..hits).map(|hit| names[hit * (rules / hits)].clone()).collect();
-        }
-        // Of another length than any name that a rule has.
+        // As deep as those that hit.
         asked.extend(random.names(QUERIES - hits).into_iter().map(|name| format!("miss.{name}")));
         random.shuffle(&mut asked);
         // Before the rules, so that they lie in memory in the order of asking: a gate has just read the name that
         // it decides about, and does not fetch it from afar.
         let queries = asked.iter().map(|name| Destination::name(domain(name), Port::HTTPS)).collect();
-        Self { rules: Arc::new(rule_set(shape, &names, deny_every)), queries }
+        Self { rules: Arc::new(rule_set(shape, action, &names)), queries }
     }
 }
 
@@ -69,13 +66,11 @@ pub fn request(destination: &Destination) -> Request<'_> {
     Request { client: IpAddr::V4(Ipv4Addr::new(10, 1, 0, 4)), destination, protocol: Protocol::Tcp }
 }
 
-fn rule_set(shape: Shape, names: &[String], deny_every: usize) -> RuleSet {
+fn rule_set(shape: Shape, action: Action, names: &[String]) -> RuleSet {
     let file: Arc<str> = Arc::from("policy.yaml");
-    let allow = Arc::new(terms(Action::Allow));
-    let deny = Arc::new(terms(Action::Deny));
+    let terms = Arc::new(terms(action));
     let mut builder = RuleSetBuilder::default();
     for (number, name) in names.iter().enumerate() {
-        let denies = deny_every > 0 && number % deny_every == 0;
         let rule = builder.add(Rule {
             name: format!("rule-{number}").into(),
             place: Place {
@@ -83,7 +78,7 @@ fn rule_set(shape: Shape, names: &[String], deny_every: usize) -> RuleSet {
                 line: number as u32 + 1,
                 text: format!("{{name: rule-{number}, type: fqdn, destination: {name}}}").into(),
             },
-            terms: Arc::clone(if denies { &deny } else { &allow }),
+            terms: Arc::clone(&terms),
         });
         let pattern = match shape {
             Shape::Exact => Pattern::Exact(domain(name)),

@@ -59,7 +59,9 @@ impl DomainName {
 
     /// The name and then each of its ancestors, the top-level domain last.
     pub fn and_ancestors(&self) -> impl Iterator<Item = &str> {
-        std::iter::successors(Some(self.as_str()), |name| name.split_once('.').map(|(_, rest)| rest))
+        // Not by `split_once`: its search is made for long texts, and took a quarter of a decision's time.
+        let below_dot = |name: &str| name.bytes().position(|byte| byte == b'.').map(|dot| dot + 1);
+        std::iter::successors(Some(self.as_str()), move |name| name.get(below_dot(name)?..))
     }
 
     /// Whether this name lies below `parent` by at least one label.

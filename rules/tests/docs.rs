@@ -151,11 +151,12 @@ fn blocks(page: &str) -> Vec<Block> {
     blocks
 }
 
-/// `names::a_wildcard_takes_whole_labels`
+/// `names::a_wildcard_takes_whole_labels`, `dns/denied::report_mode_answers_and_records_what_would_have_been`
 fn is_test(text: &str) -> bool {
     let word =
         |part: &str| part.bytes().all(|byte| byte.is_ascii_lowercase() || b"_0123456789".contains(&byte));
-    text.split_once("::").is_some_and(|(file, test)| file != "file" && word(file) && word(test))
+    text.split_once("::")
+        .is_some_and(|(file, test)| file != "file" && file.split('/').all(word) && word(test))
 }
 
 /// The number of a row, as in ` N1 `.

@@ -38,6 +38,27 @@ proptest! {
     }
 }
 
+#[test]
+fn each_of_many_rules_is_judged_by_its_own_terms() {
+    let port = |line: u16| Port::new(1000 + line).unwrap();
+    let rule = |line: u16| Written {
+        name: line.to_string(),
+        patterns: vec![Pattern::parse(&format!("n{line}.example")).unwrap()],
+        terms: Terms { ports: std::iter::once(port(line)..=port(line)).collect(), ..allow_all() },
+    };
+    let rules: Vec<Written> = (0..600).map(rule).collect();
+    let compiled = Arc::new(compiled(&rules, Isolation::AllowOnlyApprovedOutbound));
+    for line in 0..600 {
+        let name = DomainName::parse(&format!("n{line}.example")).unwrap();
+        for (asked, reason) in [(port(line), Reason::Rule), (port(line + 1), Reason::PortNotInRule)] {
+            let destination = Destination::name(name.clone(), asked);
+            let client = Ipv4Addr::LOCALHOST.into();
+            let request = Request { client, destination: &destination, protocol: Protocol::Tcp };
+            assert_eq!(compiled.decide(&request, Timestamp::UNIX_EPOCH).reason, reason, "{line} on {asked}");
+        }
+    }
+}
+
 /// The reason, and the lines of the deciding and of the nearest rule.
 type Outcome = (Reason, Option<u32>, Option<u32>);
 
@@ -180,16 +201,28 @@ fn terms() -> impl Strategy<Value = Terms> {
             }),
             protocol,
             ports,
-            reach: Reach::Public,
-            sni: SniCheck::Match,
-            tls_only: false,
-            bound_to_names: false,
             expires,
-            max_upload: None,
-            max_upload_per_hour: None,
-            record_types: Vec::new(),
+            ..allow_all()
         },
     )
+}
+
+fn allow_all() -> Terms {
+    Terms {
+        action: Action::Allow,
+        opens: Opens::Flows,
+        sources: Sources::Everyone,
+        protocol: Protocols::Any,
+        ports: PortSet::all(),
+        reach: Reach::Public,
+        sni: SniCheck::Match,
+        tls_only: false,
+        bound_to_names: false,
+        expires: None,
+        max_upload: None,
+        max_upload_per_hour: None,
+        record_types: Vec::new(),
+    }
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
