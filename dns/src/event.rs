@@ -1,11 +1,13 @@
 //! What is told of every query that was answered.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::RecordType;
 use jiff::Timestamp;
 use outgate_rules::{DomainName, Enforcement, Reason, Revision, RuleRef};
 use smallvec::SmallVec;
@@ -69,6 +71,24 @@ pub struct Answered {
     pub revision: Revision,
 }
 
+impl Answered {
+    /// The response code's mnemonic, as in the IANA registry.
+    #[must_use]
+    pub fn rcode_name(&self) -> &'static str {
+        match u16::from(self.rcode) {
+            0 => "NOERROR",
+            1 => "FORMERR",
+            2 => "SERVFAIL",
+            3 => "NXDOMAIN",
+            4 => "NOTIMP",
+            5 => "REFUSED",
+            16 => "BADVERS",
+            // The server gives no others.
+            _ => "OTHER",
+        }
+    }
+}
+
 /// A question.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Asked {
@@ -76,6 +96,18 @@ pub struct Asked {
     pub name: AskedName,
     /// The type's number.
     pub record_type: u16,
+}
+
+impl Asked {
+    /// The type's mnemonic, or `TYPE123` (RFC 3597 §5).
+    #[must_use]
+    pub fn type_name(&self) -> Cow<'static, str> {
+        let record_type = RecordType::from(self.record_type);
+        if let RecordType::Unknown(number) = record_type {
+            return Cow::Owned(format!("TYPE{number}"));
+        }
+        Cow::Borrowed(record_type.into())
+    }
 }
 
 /// A name as asked for.

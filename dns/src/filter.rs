@@ -130,7 +130,7 @@ impl Chain {
             return Err(Unusable::TooManyLinks);
         }
         let target = target.0.to_lowercase();
-        if target == self.at || self.links.iter().any(|link| link.name == target) {
+        if self.links.iter().any(|link| link.name == target) {
             return Err(Unusable::Loop);
         }
         self.ttl = self.ttl.min(ttl(link));

@@ -214,7 +214,7 @@ impl Resolver {
         Some(known.for_client(permit, Timestamp::now()))
     }
 
-    /// The answer, at the latest after [`DEADLINE`]. That nobody answers is an answer: SERVFAIL.
+    /// The answer, after five seconds at the latest. That nobody answers is an answer: SERVFAIL.
     pub async fn answer(&self, permit: &LookupPermit, record_type: u16) -> Answer {
         let known = match self.fixed_for(permit, record_type) {
             Some(fixed) => fixed,

@@ -161,9 +161,8 @@ impl Writer<'_> {
         match response.content {
             Content::Nothing => {}
             Content::Records { answers, soa, age } => {
-                let owner = response.question.and_then(|question| question.name().ok());
                 for record in answers.iter().chain(soa) {
-                    self.record(record, age, owner.as_ref().map_or("", |owner| owner.as_str()));
+                    self.record(record, age, response.question.as_ref());
                 }
             }
             Content::Own(address) => self.own(address),
@@ -174,7 +173,7 @@ impl Writer<'_> {
         }
     }
 
-    fn record(&mut self, record: &Record, age: u32, question: &str) {
+    fn record(&mut self, record: &Record, age: u32, question: Option<&Question<'_>>) {
         self.owner(&record.name, question);
         self.words(&[record.record_type().into(), record.dns_class.into()]);
         self.out.extend_from_slice(&record.ttl.saturating_sub(age).to_be_bytes());
@@ -188,8 +187,8 @@ impl Writer<'_> {
     }
 
     /// A record's owner: a pointer, if it is the name asked for or the one that the last alias led to.
-    fn owner(&mut self, name: &Name, question: &str) {
-        if is_text(name, question) {
+    fn owner(&mut self, name: &Name, question: Option<&Question<'_>>) {
+        if question.is_some_and(|question| question.is_about(name.iter())) {
             return self.words(&[TO_QUESTION]);
         }
         match &self.known {
@@ -283,13 +282,6 @@ impl Content<'_> {
             Self::Own(_) | Self::MinimalAny => (1, 0),
         }
     }
-}
-
-/// Whether a name is the one that `text` spells; an empty text spells none.
-fn is_text(name: &Name, text: &str) -> bool {
-    !text.is_empty()
-        && name.iter().count() == text.split('.').count()
-        && name.iter().zip(text.split('.')).all(|(label, text)| label.eq_ignore_ascii_case(text.as_bytes()))
 }
 
 #[cfg(test)]

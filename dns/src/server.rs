@@ -82,13 +82,20 @@ pub enum Denied {
     Gate,
 }
 
-/// A server whose sockets are bound.
+/// The sockets of a server, bound and not yet served.
 #[derive(Debug)]
-pub struct Server {
-    service: Arc<Service>,
+pub struct Sockets {
+    settings: ServerSettings,
     datagrams: Vec<std::net::UdpSocket>,
     stream: tokio::net::TcpListener,
     tls: Option<(tokio::net::TcpListener, Identity)>,
+}
+
+/// A server that is about to run.
+#[derive(Debug)]
+pub struct Server {
+    service: Arc<Service>,
+    sockets: Sockets,
 }
 
 /// What the server stands on.
@@ -104,12 +111,12 @@ pub struct Foundation {
     pub ledger: Arc<Ledger>,
 }
 
-impl Server {
+impl Sockets {
     /// Binds the sockets. Must be called inside a runtime.
     ///
     /// # Errors
     /// The address that cannot be bound, and why.
-    pub fn bind(settings: ServerSettings, foundation: Foundation) -> Result<Self, BindError> {
+    pub fn bind(settings: ServerSettings) -> Result<Self, BindError> {
         let (stream, datagrams) = bind_both(settings.address, loops(&settings))
             .map_err(|error| BindError { address: settings.address, error })?;
         let tls = match &settings.tls {
@@ -119,16 +126,23 @@ impl Server {
                 Some((listener, identity.clone()))
             }
         };
-        let service = Arc::new(Service::new(&settings, foundation));
-        Ok(Self { service, datagrams, stream, tls })
+        Ok(Self { settings, datagrams, stream, tls })
     }
 
+    /// A server at these sockets.
+    #[must_use]
+    pub fn serve(self, foundation: Foundation) -> Server {
+        Server { service: Arc::new(Service::new(&self.settings, foundation)), sockets: self }
+    }
+}
+
+impl Server {
     /// The address that is bound for UDP and TCP.
     ///
     /// # Errors
     /// When the system does not tell.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.stream.local_addr()
+        self.sockets.stream.local_addr()
     }
 
     /// The address that is bound for TLS, if any.
@@ -136,20 +150,18 @@ impl Server {
     /// # Errors
     /// When the system does not tell.
     pub fn tls_address(&self) -> io::Result<Option<SocketAddr>> {
-        self.tls.as_ref().map(|(listener, _)| listener.local_addr()).transpose()
+        self.sockets.tls.as_ref().map(|(listener, _)| listener.local_addr()).transpose()
     }
 
     /// Serves until `draining` is cancelled, then answers what was asked before and comes back.
     pub async fn run(self, draining: CancellationToken) {
+        let Self { service, sockets } = self;
         let streams = TaskTracker::new();
-        let threads: Vec<oneshot::Receiver<()>> = self
-            .datagrams
-            .into_iter()
-            .map(|socket| datagrams::start(socket, Arc::clone(&self.service), draining.clone()))
-            .collect();
-        let plain = streams::Listener::new(self.stream, Transport::Tcp, None, &self.service, &streams);
-        let tls = self.tls.map(|(listener, identity)| {
-            streams::Listener::new(listener, Transport::Tls, Some(identity), &self.service, &streams)
+        let start = |socket| datagrams::start(socket, Arc::clone(&service), draining.clone());
+        let threads: Vec<oneshot::Receiver<()>> = sockets.datagrams.into_iter().map(start).collect();
+        let plain = streams::Listener::new(sockets.stream, Transport::Tcp, None, &service, &streams);
+        let tls = sockets.tls.map(|(listener, identity)| {
+            streams::Listener::new(listener, Transport::Tls, Some(identity), &service, &streams)
         });
         let over_tls = async {
             if let Some(tls) = tls {

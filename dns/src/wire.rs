@@ -178,6 +178,19 @@ impl<'p> Question<'p> {
         }
     }
 
+    /// Whether the question is about the name with these labels, in any letter case.
+    #[must_use]
+    pub fn is_about<'l>(&self, labels: impl Iterator<Item = &'l [u8]>) -> bool {
+        let (mut ours, mut theirs) = (self.labels(), labels);
+        loop {
+            match (ours.next(), theirs.next()) {
+                (None, None) => return true,
+                (Some(one), Some(other)) if one.eq_ignore_ascii_case(other) => {}
+                (Some(_) | None, Some(_) | None) => return false,
+            }
+        }
+    }
+
     /// Whether the question is about the root.
     #[must_use]
     pub fn is_root(&self) -> bool {
@@ -390,7 +403,8 @@ pub(crate) mod tests {
         let a_record = [&question("a.example", 1)[..], &[0, 0, 0, 60, 0, 4, 9, 9, 9, 9]].concat();
         let named_opt = [&[1, b'a'][..], &edns].concat();
         let tsig = [&[0][..], &250_u16.to_be_bytes(), &[0, 255, 0, 0, 0, 0, 0, 0]].concat();
-        let table: &[(&str, [u16; 4], &[&[u8]], Malformed)] = &[
+        type Line<'a> = (&'a str, [u16; 4], &'a [&'a [u8]], Malformed);
+        let table: &[Line<'_>] = &[
             ("no question", [0, 0, 0, 0], &[], Malformed::QuestionCount),
             ("two questions", [2, 0, 0, 0], &[&asked, &asked], Malformed::QuestionCount),
             ("65535 questions", [65535, 0, 0, 0], &[&asked], Malformed::QuestionCount),

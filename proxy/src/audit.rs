@@ -25,7 +25,7 @@ use crate::console::Console;
 use queue::{Pending, Shared};
 use writer::Writer;
 
-pub use queue::AuditCounts;
+pub use queue::{AuditCounts, Lines};
 
 /// Where records go, and what happens when they cannot.
 #[derive(Clone, Debug)]
@@ -196,6 +196,20 @@ impl Audit {
             WhenFull::Wait => pending.queue(None).await,
             WhenFull::Drop => pending.try_queue(None),
         };
+    }
+
+    /// Hands records over without waiting, all or none of them: then [`Audit::hand_over_all`] has to wait for
+    /// room. Says whether they are queued.
+    #[must_use]
+    pub fn hand_over_now(&self, lines: &Lines) -> bool {
+        self.shared.queue_all(lines).is_ok()
+    }
+
+    /// Hands records over one by one, as by [`Audit::hand_over`].
+    pub async fn hand_over_all(&self, lines: &Lines) {
+        for line in lines.iter() {
+            self.hand_over(line.to_vec()).await;
+        }
     }
 
     /// Opens the path again, because somebody has renamed the file: SIGUSR1. Returns at once; records queued

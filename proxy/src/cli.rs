@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use outgate_rules::{Destination, Protocol};
 
 use crate::audit::AuditSettings;
-use crate::config::{Config, audit_target, socket_address};
+use crate::config::{Config, DnsListen, audit_target, socket_address};
 use crate::{control, serve};
 
 /// What a command comes to.
@@ -80,6 +80,9 @@ struct Serve {
     /// Where the proxy listens
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address)]
     proxy: Option<SocketAddr>,
+    /// Where DNS is answered
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address)]
+    dns: Option<SocketAddr>,
     /// Where health, metrics and status are told
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address)]
     admin: Option<SocketAddr>,
@@ -164,6 +167,9 @@ fn run_serve(serve: Serve) -> Exit {
         Err(exit) => return exit,
     };
     config.proxy.address = serve.proxy.unwrap_or(config.proxy.address);
+    if let Some(address) = serve.dns {
+        config.dns = Some(DnsListen { address, ..config.dns.unwrap_or_default() });
+    }
     config.admin = serve.admin.unwrap_or(config.admin);
     config.control = serve.control.unwrap_or(config.control);
     if let Some(path) = &serve.audit {

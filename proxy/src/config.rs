@@ -1,11 +1,13 @@
 //! The gate's own configuration: `outgate.yaml`, read once at start. The policy is what reloads.
 
-use std::net::{IpAddr, SocketAddr};
+mod dns;
+
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use outgate_dns::Upstreams;
+use outgate_dns::ResolverSettings;
 use outgate_rules::PrefixSet;
 use outgate_rules::document::{
     Diagnostics, Fields, Mistake, Node, Placed, Report, Value, decode, duration, parse, prefix, quoted, size,
@@ -13,6 +15,7 @@ use outgate_rules::document::{
 
 use crate::audit::{AuditSettings, AuditTarget, WhenFull};
 use crate::gate::Limits;
+pub use dns::{DEFAULT_DNS, DnsAnswers, DnsListen, DnsTls};
 
 /// Where the proxy listens unless told otherwise.
 pub const DEFAULT_PROXY: &str = "127.0.0.1:3128";
@@ -51,8 +54,12 @@ pub struct Config {
     pub control: PathBuf,
     /// The policy's files and folders; none for the built-in policy.
     pub policy: Vec<PathBuf>,
+    /// The DNS listener, unless it is off.
+    pub dns: Option<DnsListen>,
+    /// How lookups of clients are answered.
+    pub answers: DnsAnswers,
     /// Who is asked for names.
-    pub upstreams: Upstreams,
+    pub resolver: ResolverSettings,
     /// Where records go.
     pub audit: AuditSettings,
     /// Bounds.
@@ -78,7 +85,9 @@ impl Default for Config {
             admin: local(DEFAULT_ADMIN),
             control: default_control(),
             policy: Vec::new(),
-            upstreams: Upstreams::System,
+            dns: Some(DnsListen::default()),
+            answers: DnsAnswers::default(),
+            resolver: ResolverSettings::default(),
             audit: AuditSettings::new(AuditTarget::Stdout),
             limits: Limits::default(),
             file: None,
@@ -136,7 +145,7 @@ impl Config {
         let Some(fields) = Fields::of(report, root, "the keys of a configuration") else { return config };
         fields.only(report, &["listen", "control", "policy", "dns", "audit", "limits"]);
         if let Some(node) = fields.get("listen") {
-            config.read_listen(report, node);
+            config.read_listen(report, node, folder);
         }
         if let Some(path) = fields.text(report, "control") {
             config.control = folder.join(path.value);
@@ -145,7 +154,8 @@ impl Config {
             config.policy = paths.into_iter().map(|path| folder.join(path.value)).collect();
         }
         if let Some(node) = fields.get("dns") {
-            config.read_dns(report, node);
+            let listeners = config.listeners();
+            dns::read(report, node, listeners, &mut config.answers, &mut config.resolver);
         }
         if let Some(audit) = fields.get("audit").and_then(|node| read_audit(report, node, folder)) {
             config.audit = audit;
@@ -156,9 +166,21 @@ impl Config {
         config
     }
 
-    fn read_listen(&mut self, report: &mut Report, node: &Node) {
+    /// Where the gate listens, as configured.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<SocketAddr> {
+        let dns = self.dns.iter().flat_map(|dns| {
+            [Some(dns.address), dns.tls.as_ref().map(|tls| tls.address)].into_iter().flatten()
+        });
+        [self.proxy.address, self.admin].into_iter().chain(dns).collect()
+    }
+
+    fn read_listen(&mut self, report: &mut Report, node: &Node, folder: &Path) {
         let Some(fields) = Fields::of(report, node, "the listeners") else { return };
-        fields.only(report, &["proxy", "admin"]);
+        fields.only(report, &["proxy", "dns", "admin"]);
+        if let Some(node) = fields.get("dns") {
+            self.dns = dns::read_listen(report, node, &fields, folder);
+        }
         if let Some(node) = fields.get("proxy") {
             read_proxy(report, node, &fields, &mut self.proxy);
         }
@@ -174,22 +196,14 @@ impl Config {
                 )
                 .hint("give each an address of its own");
         }
-    }
-
-    fn read_dns(&mut self, report: &mut Report, node: &Node) {
-        let Some(fields) = Fields::of(report, node, "the resolver's keys") else { return };
-        fields.only(report, &["upstreams"]);
-        let Some(upstreams) = fields.all_parsed(report, "upstreams", upstream) else { return };
-        for upstream in &upstreams {
-            // A resolver that asks itself never answers.
-            if upstream.value == self.proxy.address || upstream.value == self.admin {
-                report
-                    .error(upstream.span, format!("{} is the gate itself", upstream.value))
-                    .hint("name a resolver outside the gate");
-            }
+        let others = [self.proxy.address, self.admin];
+        let taken =
+            self.dns.as_ref().map(|dns| dns.address).filter(|dns| others.contains(dns) && dns.port() != 0);
+        if let (Some(address), Some(node)) = (taken, fields.get("dns").or(fields.get("proxy"))) {
+            report
+                .error(node.span, format!("{address} is the address of DNS and of another listener"))
+                .hint("give each an address of its own");
         }
-        self.upstreams =
-            Upstreams::Listed(upstreams.into_iter().map(|upstream| upstream.value.into()).collect());
     }
 
     fn read_limits(&mut self, report: &mut Report, node: &Node) {
@@ -241,17 +255,6 @@ pub fn socket_address(text: &str) -> Result<SocketAddr, Mistake> {
         Mistake::new(
             format!("{} is not an address with a port", quoted(text)),
             "as in `127.0.0.1:3128`, `0.0.0.0:3128` or `\"[::]:3128\"`",
-        )
-    })
-}
-
-/// An address, whose port is 53 unless it has one.
-fn upstream(text: &str) -> Result<SocketAddr, Mistake> {
-    let plain = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, 53));
-    plain.or_else(|_| text.parse()).map_err(|_| {
-        Mistake::new(
-            format!("{} is not the address of a resolver", quoted(text)),
-            "as in `10.0.0.5`, `10.0.0.5:5353` or `\"[2001:db8::5]:53\"`",
         )
     })
 }

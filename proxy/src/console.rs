@@ -5,7 +5,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,7 +22,9 @@ pub struct Console {
     lines: SyncSender<Line>,
     /// Whether denials are shown.
     denials: bool,
-    /// Denials that found the queue full.
+    /// Denials of the running window that were queued: beyond those that it shows none need be worded.
+    queued: Arc<AtomicU32>,
+    /// Denials that were not queued.
     unqueued: Arc<AtomicU64>,
 }
 
@@ -49,10 +51,11 @@ impl Console {
         window: Duration,
     ) -> std::io::Result<Self> {
         let (lines, queued) = mpsc::sync_channel(QUEUE);
-        let unqueued = Arc::new(AtomicU64::new(0));
-        let printer = Printer { out, shown: 0, more: 0, unqueued: Arc::clone(&unqueued) };
+        let (waiting, unqueued) = (Arc::<AtomicU32>::default(), Arc::<AtomicU64>::default());
+        let counts = (Arc::clone(&waiting), Arc::clone(&unqueued));
+        let printer = Printer { out, shown: 0, more: 0, queued: counts.0, unqueued: counts.1 };
         thread::Builder::new().name("console".into()).spawn(move || print(&queued, printer, window))?;
-        Ok(Self { lines, denials, unqueued })
+        Ok(Self { lines, denials, queued: waiting, unqueued })
     }
 
     /// Says something once. It is lost if a full queue of lines waits for the terminal.
@@ -62,11 +65,23 @@ impl Console {
 
     /// Shows a denial, if `text` tells one, or counts it where there are too many.
     pub fn denied(&self, text: impl FnOnce() -> Option<String>) {
-        let denial = if self.denials { text() } else { None };
-        if let Some(denial) = denial
-            && self.lines.try_send(Line::Denial(denial)).is_err()
-        {
+        if !self.denials {
+            return;
+        }
+        let Some(denial) = text() else { return };
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        if self.lines.try_send(Line::Denial(denial)).is_err() {
             self.unqueued.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// As [`Console::denied`], of something that is denied for sure and may be a flood: what would not be
+    /// shown is counted and not worded.
+    pub fn denied_one_of_many(&self, text: impl FnOnce() -> Option<String>) {
+        if self.denials && self.queued.load(Ordering::Relaxed) >= DENIALS_PER_WINDOW {
+            self.unqueued.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.denied(text);
         }
     }
 
@@ -97,6 +112,7 @@ fn print(lines: &Receiver<Line>, mut printer: Printer<impl Write>, window: Durat
             printer.line(line);
         }
         printer.count_of_more();
+        printer.queued.store(0, Ordering::Relaxed);
     }
 }
 
@@ -106,6 +122,7 @@ struct Printer<W> {
     shown: u32,
     /// Denials not shown in this window.
     more: u64,
+    queued: Arc<AtomicU32>,
     unqueued: Arc<AtomicU64>,
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use outgate_dns::Resolver;
+use outgate_dns::ledger::Ledger;
 use outgate_rules::{OwnAddresses, RuleSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,10 +19,12 @@ use crate::upload::Hours;
 /// What all sessions share.
 #[derive(Debug)]
 pub struct Gate {
-    rules: ArcSwap<RuleSet>,
+    rules: Arc<ArcSwap<RuleSet>>,
     own: ArcSwap<OwnAddresses>,
     /// Turns permitted names into addresses.
     pub resolver: Resolver,
+    /// What clients were told by DNS.
+    pub ledger: Arc<Ledger>,
     /// The one outlet for records, metrics and the console.
     pub recorder: Arc<Recorder>,
     /// The open flows.
@@ -75,9 +78,10 @@ impl Gate {
     #[must_use]
     pub fn new(resolver: Resolver, recorder: Recorder, limits: Limits) -> Self {
         Self {
-            rules: ArcSwap::from_pointee(RuleSet::empty()),
+            rules: Arc::new(ArcSwap::from_pointee(RuleSet::empty())),
             own: ArcSwap::default(),
             resolver,
+            ledger: Arc::default(),
             recorder: Arc::new(recorder),
             flows: Arc::default(),
             hours: Arc::new(Hours::new(std::time::Instant::now())),
@@ -93,6 +97,12 @@ impl Gate {
     #[must_use]
     pub fn rules(&self) -> Arc<RuleSet> {
         self.rules.load_full()
+    }
+
+    /// The rules in force, and those that will be: for a listener that decides on its own.
+    #[must_use]
+    pub fn shared_rules(&self) -> Arc<ArcSwap<RuleSet>> {
+        Arc::clone(&self.rules)
     }
 
     /// The addresses that lead back to the gate or its host.

@@ -12,13 +12,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use nix::sys::resource::{Resource, getrlimit};
+use outgate_dns::AnsweredBy;
+use outgate_dns::event::{Answered, Transport};
 use outgate_rules::{Reason, Revision};
 
 use crate::audit::AuditCounts;
-use crate::record::{Closed, Decided, EndedBy, Kind, PolicyRead, ReloadResult, Verdict};
+use crate::record::{Closed, Decided, EndedBy, Kind, Lookup, PolicyRead, ReloadResult, Verdict};
 
 /// Upper bounds in seconds: a dial inside a region takes a millisecond, the default deadline is ten seconds.
 const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Who may have given an answer.
+const ANSWERED_BY: &[&str] = &["gate", "fixed", "cache", "stale", "upstream", "nobody"];
 
 const DECISIONS: &str = "outgate_decisions_total";
 const CLOSES: &str = "outgate_closes_total";
@@ -30,6 +35,11 @@ const COUNTERS: &[(&str, &str)] = &[
     ("outgate_bytes_total", "Bytes of flows that are over: up is from client to origin."),
     ("outgate_sessions_total", "Connections accepted, by listener."),
     ("outgate_accept_pauses_total", "Times that accepting paused for want of file descriptors or memory."),
+    ("outgate_dns_answers_total", "Lookups answered, by transport and who gave the answer."),
+    (
+        "outgate_dns_dropped_total",
+        "DNS packets and connections left without an answer and a record, by reason.",
+    ),
     ("outgate_reloads_total", "Times that the policy was read, by result."),
     ("outgate_audit_records_total", "Audit records written."),
     ("outgate_audit_dropped_total", "Audit records lost."),
@@ -63,6 +73,8 @@ pub struct Metrics {
     bytes_up: Vec<Counter>,
     bytes_down: Vec<Counter>,
     reloads: Vec<Counter>,
+    lookups: Cells,
+    lookups_dropped: Cells,
     dial: Histogram,
     resolve: Histogram,
     sessions_open: Arc<AtomicU64>,
@@ -99,7 +111,8 @@ impl Metrics {
             let of = |kind: &Kind| {
                 counter(&recorder, "outgate_bytes_total", &[("kind", kind.name()), ("direction", direction)])
             };
-            Kind::ALL.iter().map(of).collect()
+            // A lookup has no bytes of its own; its kind is the last.
+            Kind::ALL.iter().filter(|kind| **kind != Kind::Dns).map(of).collect()
         };
         let reload =
             |result: &ReloadResult| counter(&recorder, "outgate_reloads_total", &[("result", result.name())]);
@@ -109,6 +122,8 @@ impl Metrics {
             closes: Cells::new(Kind::ALL.len() * Reason::ALL.len() * EndedBy::ALL.len() * 2),
             bytes_up: bytes("up"),
             bytes_down: bytes("down"),
+            lookups: Cells::new(Transport::ALL.len() * ANSWERED_BY.len()),
+            lookups_dropped: Cells::new(Reason::ALL.len()),
             reloads: ReloadResult::ALL.iter().map(reload).collect(),
             dial: histogram(&recorder, "outgate_dial_seconds"),
             resolve: histogram(&recorder, "outgate_resolve_seconds"),
@@ -189,6 +204,29 @@ impl Metrics {
             let labels =
                 [("kind", flow.kind.name()), ("verdict", event.verdict().name()), ("reason", reason.code())];
             counter(&self.recorder, DECISIONS, &labels)
+        });
+    }
+
+    pub(crate) fn looked_up(&self, event: &Lookup<'_>) {
+        let Answered { reason, transport, from, took, .. } = event.0;
+        let (verdict, answered_by) = (event.verdict().name(), event.answered_by());
+        self.decisions.count(Kind::Dns as usize * Reason::ALL.len() + *reason as usize, || {
+            let labels = [("kind", Kind::Dns.name()), ("verdict", verdict), ("reason", reason.code())];
+            counter(&self.recorder, DECISIONS, &labels)
+        });
+        let by = ANSWERED_BY.iter().position(|known| *known == answered_by).unwrap_or_default();
+        self.lookups.count(*transport as usize * ANSWERED_BY.len() + by, || {
+            let labels = [("transport", transport.name()), ("answered_by", answered_by)];
+            counter(&self.recorder, "outgate_dns_answers_total", &labels)
+        });
+        if let Some(AnsweredBy::Upstream(_) | AnsweredBy::Nobody) = from {
+            self.resolve.record(*took);
+        }
+    }
+
+    pub(crate) fn lookup_dropped(&self, reason: Reason) {
+        self.lookups_dropped.count(reason as usize, || {
+            counter(&self.recorder, "outgate_dns_dropped_total", &[("reason", reason.code())])
         });
     }
 
@@ -547,6 +585,8 @@ mod tests {
         let flow = connect("pypi.org:443");
         metrics.decided(&Decided::by_gate(&flow, Reason::NoRule, None, time()));
         metrics.closed(&closed(&flow, Verdict::Allow, Reason::Rule, EndedBy::Client));
+        metrics.looked_up(&Lookup(&crate::record::dns::tests::answered(Reason::Rule)));
+        metrics.lookup_dropped(Reason::LookupRate);
         let text = metrics.exposition(AuditCounts::default());
         let names = |prefix: &str| -> HashSet<String> {
             let name = |line: &str| line.strip_prefix(prefix)?.split(' ').next().map(str::to_owned);

@@ -3,6 +3,8 @@
 //! A record is one line of ASCII, whatever bytes a client sent: the text fields are bounded here, and what
 //! is not printable ASCII is escaped. No record has credentials or a query string in it.
 
+pub(crate) mod dns;
+
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +16,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::ser::Formatter;
 
 use crate::session::Session;
+pub(crate) use dns::Lookup;
 
 /// The version of the records' schema: `"v"`. It grows when a field changes its meaning or goes.
 const SCHEMA: u8 = 1;
@@ -39,11 +42,13 @@ pub enum Kind {
     Tls,
     /// A transparent flow judged by its original destination.
     Tcp,
+    /// A lookup.
+    Dns,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: &'static [Self] = &[Self::Connect, Self::Http, Self::Tls, Self::Tcp];
+    pub const ALL: &'static [Self] = &[Self::Connect, Self::Http, Self::Tls, Self::Tcp, Self::Dns];
 
     /// The word that records and metrics use.
     #[must_use]
@@ -53,6 +58,7 @@ impl Kind {
             Self::Http => "http",
             Self::Tls => "tls",
             Self::Tcp => "tcp",
+            Self::Dns => "dns",
         }
     }
 }
@@ -436,6 +442,11 @@ pub(crate) fn write_line(event: &impl Serialize, line: &mut Vec<u8>) -> serde_js
     event.serialize(&mut serde_json::Serializer::with_formatter(&mut *line, Ascii))?;
     line.push(b'\n');
     Ok(())
+}
+
+/// Appends one value of a record that is put together by hand.
+fn write_value<V: Serialize + ?Sized>(value: &V, line: &mut Vec<u8>) -> io::Result<()> {
+    value.serialize(&mut serde_json::Serializer::with_formatter(line, Ascii)).map_err(io::Error::from)
 }
 
 impl Serialize for Decided<'_> {

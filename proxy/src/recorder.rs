@@ -1,14 +1,18 @@
 //! The one outlet of events: each is counted, told on the console and put on record, and nothing else in the
 //! gate counts or writes records.
 
+use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Duration;
 
+use outgate_dns::event::{Answered, Observer, Room};
+use outgate_rules::Reason;
 use serde::Serialize;
 
-use crate::audit::{Audit, AuditUnavailable, Unflushed};
+use crate::audit::{Audit, AuditUnavailable, Lines, Unflushed};
 use crate::console::Console;
 use crate::metrics::Metrics;
-use crate::record::{Closed, Decided, PolicyRead, write_line};
+use crate::record::{Closed, Decided, Lookup, PolicyRead, Verdict, write_line};
 
 /// How often the metrics' samples are folded.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -102,6 +106,47 @@ impl Recorder {
     }
 }
 
+/// Passes what the DNS server tells to the recorder. A lookup's record is queued before its answer is sent.
+#[derive(Clone, Debug)]
+pub struct Lookups(pub Arc<Recorder>);
+
+impl Observer for Lookups {
+    fn answered(&self, events: &[Answered]) -> Option<Room> {
+        LINES.with_borrow_mut(|lines| {
+            lines.clear();
+            for event in events {
+                self.0.looked_up(&Lookup(event), lines);
+            }
+            if self.0.audit.hand_over_now(lines) {
+                return None;
+            }
+            let (recorder, lines) = (Arc::clone(&self.0), std::mem::take(lines));
+            Some(Box::pin(async move { recorder.audit.hand_over_all(&lines).await }) as Room)
+        })
+    }
+
+    fn dropped(&self, reason: Reason) {
+        self.0.metrics.lookup_dropped(reason);
+    }
+}
+
+thread_local! {
+    /// The lines of the lookups that a thread is handing over: their room is used again and again.
+    static LINES: RefCell<Lines> = RefCell::default();
+}
+
+impl Recorder {
+    /// A lookup was answered; its line is added to `lines`.
+    fn looked_up(&self, event: &Lookup<'_>, lines: &mut Lines) {
+        self.metrics.looked_up(event);
+        if event.verdict() == Verdict::Deny {
+            self.console.denied_one_of_many(|| event.denial());
+        }
+        // A vector takes every line.
+        _ = lines.add(|line| event.write_line(line));
+    }
+}
+
 /// A record that cannot be made cannot be written either.
 fn line(event: &impl Serialize) -> Result<Vec<u8>, AuditUnavailable> {
     let mut line = Vec::with_capacity(USUAL_LINE);
@@ -120,6 +165,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::audit::{AuditSettings, AuditTarget};
     use crate::console::tests::Heard;
+    use crate::record::dns::tests::answered;
     use crate::record::tests::{connect, decide, time};
     use crate::record::{EndedBy, Verdict};
 
@@ -190,6 +236,43 @@ pub(crate) mod tests {
         assert_eq!(events.len(), 2);
         assert_eq!(events[0]["session"], events[1]["session"]);
         assert_eq!([&events[0]["event"], &events[1]["event"]], ["decision", "close"]);
+    }
+
+    #[tokio::test]
+    async fn a_lookup_is_counted_told_and_queued_at_once_and_waits_where_there_is_no_room() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let heard = Heard::default();
+        let lookups = Lookups(Arc::new(recorder(&path, &heard, LONG)));
+        let events = vec![answered(Reason::NoRule), answered(Reason::Rule)];
+        assert!(lookups.answered(&events).is_none());
+        lookups.dropped(Reason::LookupRate);
+        lookups.0.flush_and_close(LONG).await.unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
+        let told = heard.text(lookups.0.console());
+        assert_eq!(told, "outgate: denied 10.1.0.4 -> pypi.org A: no rule allows it\n");
+        let metrics = lookups.0.exposition();
+        for line in [
+            "outgate_decisions_total{kind=\"dns\",verdict=\"deny\",reason=\"no-rule\"} 1",
+            "outgate_dns_answers_total{transport=\"udp\",answered_by=\"upstream\"} 2",
+            "outgate_dns_dropped_total{reason=\"lookup-rate\"} 1",
+        ] {
+            assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+        }
+    }
+
+    #[tokio::test]
+    async fn lookups_wait_for_an_audit_file_that_stands_still() {
+        let heard = Heard::default();
+        let lookups = Lookups(Arc::new(recorder(Path::new("/dev/full"), &heard, SHORT)));
+        let events = vec![answered(Reason::NoRule); 100];
+        // The queue holds 4 MiB; then there is a wait, which ends when the file is closed.
+        let room =
+            std::iter::repeat_with(|| lookups.answered(&events)).take(1000).find_map(|room| room).unwrap();
+        let waiting = tokio::spawn(room);
+        assert!(!waiting.is_finished());
+        _ = lookups.0.flush_and_close(SHORT).await;
+        waiting.await.unwrap();
     }
 
     #[tokio::test]

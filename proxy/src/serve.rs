@@ -8,23 +8,25 @@ use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
-use outgate_dns::Resolver;
-use outgate_rules::Reason;
+use outgate_dns::server::{Foundation, Identity, ServerSettings, Sockets};
+use outgate_dns::{Resolver, ResolverSettings};
+use outgate_rules::{OwnAddresses, Reason};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
 use crate::admin::{self, GateState};
 use crate::audit::Audit;
-use crate::config::Config;
+use crate::config::{Config, DnsAnswers, DnsListen, DnsTls};
 use crate::console::Console;
 use crate::control::Control;
 use crate::gate::Gate;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
+use crate::own;
 use crate::policy::PolicyFiles;
 use crate::record::Trigger;
-use crate::recorder::Recorder;
+use crate::recorder::{Lookups, Recorder};
 use crate::reload::{self, Reloader};
 
 /// Connections that the kernel keeps until they are accepted: what arrives in the moment of a reload.
@@ -55,16 +57,23 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("the admin listener cannot listen on {}", config.admin))?;
     let control = Control::bind(&config.control)
         .with_context(|| format!("the control socket {}", config.control.display()))?;
-    let resolver = Resolver::new(&config.upstreams)?;
+    let dns = config.dns.clone().map(|dns| listen_dns(dns, &config.answers)).transpose()?;
+    let resolver =
+        Resolver::new(ResolverSettings { own: own_addresses(&config), ..config.resolver.clone() })?;
     let audit = Audit::open(config.audit.clone(), console.clone()).context("the audit file")?;
     let recorder = Recorder::new(Metrics::new(), console.clone(), audit);
     let gate = Arc::new(Gate::new(resolver, recorder, config.limits));
     let state = Arc::new(GateState::new());
-    let addresses = [proxy.local_addr()?, admin.local_addr()?];
+    let dns = dns.map(|sockets| sockets.serve(foundation(&gate)));
+    let mut listeners = vec![("proxy", proxy.local_addr()?), ("admin", admin.local_addr()?)];
+    if let Some(dns) = &dns {
+        listeners.push(("dns", dns.address()?));
+        listeners.extend(dns.tls_address()?.map(|address| ("dns-tls", address)));
+    }
+    let addresses: Vec<SocketAddr> = listeners.iter().map(|(_, address)| *address).collect();
     let reloader =
-        Reloader::start(Arc::clone(&gate), Arc::clone(&state), files, addresses.to_vec(), compiled, before)
-            .await;
-    for (name, address) in ["proxy", "admin"].into_iter().zip(addresses) {
+        Reloader::start(Arc::clone(&gate), Arc::clone(&state), files, addresses, compiled, before).await;
+    for (name, address) in listeners {
         state.listening(name, address);
         console.notice(format!("{name} listens on {address}"));
     }
@@ -84,11 +93,46 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tokio::spawn(watch_expiries(Arc::clone(&reloader))),
         tokio::spawn(keep_up(Arc::clone(&gate.recorder))),
     ];
+    if let Some(dns) = dns {
+        gate.tasks.spawn(dns.run(gate.draining.clone()));
+    }
     console.notice("ready");
     signals.run(&gate, &state, &reloader).await;
     background.iter().for_each(tokio::task::JoinHandle::abort);
     finish(&gate, &console).await;
     Ok(())
+}
+
+/// The DNS listener's sockets, so that a start that fails for them fails before anything else is begun.
+fn listen_dns(listen: DnsListen, answers: &DnsAnswers) -> anyhow::Result<Sockets> {
+    let tls = match listen.tls {
+        None => None,
+        Some(DnsTls { address, certificate, key }) => Some((address, Identity::read(&certificate, &key)?)),
+    };
+    let settings = ServerSettings {
+        address: listen.address,
+        tls,
+        clients: listen.clients,
+        denied: answers.denied,
+        queries_per_second: answers.queries_per_second,
+        budget: answers.budget,
+        loops: None,
+    };
+    Ok(Sockets::bind(settings)?)
+}
+
+fn foundation(gate: &Gate) -> Foundation {
+    Foundation {
+        rules: gate.shared_rules(),
+        resolver: gate.resolver.clone(),
+        observer: Arc::new(Lookups(Arc::clone(&gate.recorder))),
+        ledger: Arc::clone(&gate.ledger),
+    }
+}
+
+/// The gate's own addresses as configured: no upstream may be one of them.
+fn own_addresses(config: &Config) -> OwnAddresses {
+    OwnAddresses { listeners: config.listeners(), interfaces: own::interfaces() }
 }
 
 async fn watch_files(reloader: Arc<Reloader>) {

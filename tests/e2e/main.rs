@@ -12,6 +12,7 @@ mod bad_input;
 mod cli;
 mod clients;
 mod connect;
+mod dns;
 mod hostile_origin;
 mod http;
 mod limits;

@@ -104,7 +104,7 @@ pub fn addresses_of(addresses: &[&str]) -> Answer {
 }
 
 /// One port number, free for both protocols.
-fn bind_both() -> (UdpSocket, TcpListener) {
+pub(crate) fn bind_both() -> (UdpSocket, TcpListener) {
     for _ in 0..64 {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()) {

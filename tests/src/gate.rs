@@ -29,7 +29,7 @@ impl Setup {
         let setup = Self {
             folder: tempfile::tempdir().unwrap(),
             config: json!({
-                "listen": {"proxy": {"address": "127.0.0.1:0"}, "admin": "127.0.0.1:0"},
+                "listen": {"proxy": {"address": "127.0.0.1:0"}, "dns": "127.0.0.1:0", "admin": "127.0.0.1:0"},
                 "control": "control.sock",
                 "policy": ["policy.yaml"],
                 "audit": {"path": "audit/audit.jsonl"},

@@ -13,20 +13,24 @@
 
 use std::time::{Duration, Instant};
 
+pub mod authority;
 pub mod client;
 pub mod dns;
 pub mod gate;
 pub mod hello;
+pub mod lookup;
 pub mod origin;
 pub mod policy;
 pub mod program;
 pub mod tls;
+pub mod upstream;
 pub mod world;
 
 pub use client::{Client, Response};
 pub use dns::{Answer, Dns};
 pub use gate::{Gate, Setup};
 pub use origin::Origin;
+pub use upstream::Upstream;
 pub use world::World;
 
 /// How long anything that must happen may take before the test gives it up. Generous: a passing test never

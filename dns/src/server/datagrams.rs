@@ -111,7 +111,7 @@ impl Port {
                 Step::Untold => outbox.address(start, received.from, received.to),
                 Step::Reply(event) => {
                     outbox.address(start, received.from, received.to);
-                    events.push(*event);
+                    events.push(event);
                 }
                 Step::Ask(lookup) => {
                     self.tasks.spawn(self.clone().ask(lookup, *received));

@@ -66,11 +66,13 @@ pub(super) struct Moment {
 
 /// What comes of a packet.
 #[derive(Debug)]
+// It is taken apart at once; nearly every one is a reply, which a box would only slow down.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Step {
     /// No answer.
     Silence,
     /// The reply is written; it may be sent when the event was taken.
-    Reply(Box<Answered>),
+    Reply(Answered),
     /// The reply is written, and nothing but a count tells of it.
     Untold,
     /// An upstream has to be asked.
@@ -173,7 +175,7 @@ impl Service {
         let response = Response { head, question: None, edns: None, rcode, content, extended_error: None };
         response.write(limit(asker.transport, None), out);
         let verdict = Verdict::by_gate(reason, moment);
-        Step::Reply(Box::new(verdict.answered(asker, (moment.now, moment.time), None, rcode)))
+        Step::Reply(verdict.answered(asker, (moment.now, moment.time), None, rcode))
     }
 
     /// Asks the resolver, and writes the reply.
@@ -201,7 +203,7 @@ impl Service {
         let asked = asked(&query, query.question.name().ok());
         let verdict = Verdict::by_gate(Reason::LookupRate, moment);
         let answered = verdict.answered(asker, (moment.now, moment.time), Some(asked), ResponseCode::NoError);
-        if over.tell { Step::Reply(Box::new(answered)) } else { Step::Untold }
+        if over.tell { Step::Reply(answered) } else { Step::Untold }
     }
 
     /// Writes what the resolver knows.
@@ -323,7 +325,7 @@ impl Case<'_, '_> {
         if let Some(answer) = service.resolver.cached(&permit, record_type, moment.now) {
             let answered =
                 service.reply(&self.query, &name, record_type, answer, verdict, asker, since, self.out);
-            return Step::Reply(Box::new(answered));
+            return Step::Reply(answered);
         }
         if let Some(parent) = permit.open_below()
             && let Err(reason) = service.budget.spend(asker.client.ip(), parent, name.as_str(), moment.now)
@@ -406,7 +408,7 @@ impl Case<'_, '_> {
             Content::Nothing | Content::Records { .. } | Content::MinimalAny => SmallVec::new(),
         };
         let answered = verdict.answered(self.asker, since, Some(asked), rcode);
-        Step::Reply(Box::new(Answered { addresses, ..answered }))
+        Step::Reply(Answered { addresses, ..answered })
     }
 }
 

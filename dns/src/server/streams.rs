@@ -107,7 +107,7 @@ impl Listener {
 }
 
 /// Serves one connection to its end.
-async fn serve(
+pub(super) async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     service: Arc<Service>,
     asker: Asker,
@@ -132,7 +132,9 @@ async fn serve(
             Some(reply) = lookups.join_next() => {
                 let (reply, event) = reply.map_err(io::Error::other)?;
                 connection.reply(&reply, event).await?;
-                deadline = deadline.max(Instant::now() + IDLE);
+                if connection.read.is_empty() {
+                    deadline = Instant::now() + IDLE;
+                }
             }
             bytes = timeout_at(deadline, stream.read_buf(read)), if !full => match bytes {
                 Ok(Ok(0)) => return connection.finish().await,
@@ -185,7 +187,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         match self.service.take(&message, self.asker, &self.service.moment(), &mut reply) {
             // Who sends what is no query over a stream has nothing to say there.
             Step::Silence | Step::Untold => Err(io::ErrorKind::InvalidData.into()),
-            Step::Reply(event) => self.reply(&reply, *event).await,
+            Step::Reply(event) => self.reply(&reply, event).await,
             Step::Ask(lookup) => {
                 let service = Arc::clone(&self.service);
                 self.lookups.spawn(async move {

@@ -147,21 +147,25 @@ struct World {
     running: Option<JoinHandle<()>>,
 }
 
+fn settings() -> ServerSettings {
+    ServerSettings {
+        address: "127.0.0.1:0".parse().unwrap(),
+        tls: None,
+        clients: ["127.0.0.0/8", "::1/128"].iter().map(|prefix| prefix.parse().unwrap()).collect(),
+        denied: Denied::NxDomain,
+        queries_per_second: NonZeroU32::new(10_000).unwrap(),
+        budget: BudgetSettings::default(),
+        loops: Some(2),
+    }
+}
+
 impl World {
     async fn new(change: impl FnOnce(&mut ServerSettings)) -> Self {
         Self::with(Upstream::start(RECORDS, false).await, change)
     }
 
     fn with(upstream: Upstream, change: impl FnOnce(&mut ServerSettings)) -> Self {
-        let mut settings = ServerSettings {
-            address: "127.0.0.1:0".parse().unwrap(),
-            tls: None,
-            clients: ["127.0.0.0/8", "::1/128"].iter().map(|prefix| prefix.parse().unwrap()).collect(),
-            denied: Denied::NxDomain,
-            queries_per_second: NonZeroU32::new(10_000).unwrap(),
-            budget: BudgetSettings::default(),
-            loops: Some(2),
-        };
+        let mut settings = settings();
         change(&mut settings);
         let upstreams = Upstreams::Listed(vec![upstream.address.into()]);
         let resolver = Resolver::new(ResolverSettings { upstreams, ..ResolverSettings::default() }).unwrap();
@@ -173,7 +177,7 @@ impl World {
             observer: Arc::clone(&told) as Arc<dyn Observer>,
             ledger: Arc::clone(&ledger),
         };
-        let server = Server::bind(settings, foundation).unwrap();
+        let server = Sockets::bind(settings).unwrap().serve(foundation);
         let (address, tls) = (server.address().unwrap(), server.tls_address().unwrap());
         let draining = CancellationToken::new();
         let running = Some(tokio::spawn(server.run(draining.clone())));
@@ -575,23 +579,8 @@ async fn nothing_is_sent_before_its_event_was_taken() {
 #[tokio::test]
 async fn two_servers_do_not_share_a_port() {
     let world = World::new(|_| {}).await;
-    let upstreams = Upstreams::Listed(vec![world.upstream.address.into()]);
-    let foundation = Foundation {
-        rules: Arc::clone(&world.rules),
-        resolver: Resolver::new(ResolverSettings { upstreams, ..ResolverSettings::default() }).unwrap(),
-        observer: Arc::<Told>::default(),
-        ledger: Arc::default(),
-    };
-    let settings = ServerSettings {
-        address: world.address,
-        tls: None,
-        clients: PrefixSet::default(),
-        denied: Denied::Refused,
-        queries_per_second: NonZeroU32::MIN,
-        budget: BudgetSettings::default(),
-        loops: None,
-    };
-    let error = Server::bind(settings, foundation).unwrap_err();
+    let settings = ServerSettings { address: world.address, ..settings() };
+    let error = Sockets::bind(settings).unwrap_err();
     assert_eq!(error.error.kind(), io::ErrorKind::AddrInUse);
 }
 
@@ -679,6 +668,71 @@ async fn a_malformed_query_over_a_stream_gets_its_error_and_the_stream_goes_on()
     assert_eq!(code(&receive_framed(&mut stream).await), ResponseCode::FormErr);
     send_framed(&mut stream, &plain_query("evil.example", 1)).await;
     assert_eq!(code(&receive_framed(&mut stream).await), ResponseCode::NXDomain);
+}
+
+/// One end of a stream that the server serves, without a socket between: time can be let pass.
+async fn stream_of(world: &World) -> tokio::io::DuplexStream {
+    let (ours, theirs) = tokio::io::duplex(4096);
+    let foundation = Foundation {
+        rules: Arc::clone(&world.rules),
+        resolver: Resolver::new(ResolverSettings {
+            upstreams: Upstreams::Listed(vec![world.upstream.address.into()]),
+            ..ResolverSettings::default()
+        })
+        .unwrap(),
+        observer: Arc::clone(&world.told) as Arc<dyn Observer>,
+        ledger: Arc::default(),
+    };
+    let service = Arc::new(Service::new(&settings(), foundation));
+    let client = "127.0.0.1:4000".parse().unwrap();
+    let asker = service::Asker { client, local: client.ip(), transport: Transport::Tcp };
+    tokio::spawn(streams::serve(theirs, service, asker, world.draining.clone()));
+    ours
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_silent_or_slow_ends_at_its_deadline() {
+    let world = World::new(|_| {}).await;
+    let query = framed(&plain_query("evil.example", 1));
+    for (what, sent, seconds) in [
+        ("silence", &query[..0], 10),
+        ("half a length", &query[..1], 5),
+        ("half a query", &query[..20], 5),
+        ("a query and then silence", &query[..], 10),
+        ("a query and half of another", &[&query[..], &query[..20]].concat()[..], 5),
+    ] {
+        let mut stream = stream_of(&world).await;
+        let start = tokio::time::Instant::now();
+        stream.write_all(sent).await.unwrap();
+        let mut answers = Vec::new();
+        stream.read_to_end(&mut answers).await.unwrap();
+        assert_eq!(start.elapsed().as_secs(), seconds, "{what}");
+        assert_eq!(!answers.is_empty(), sent.len() >= query.len(), "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_query_that_comes_byte_by_byte_has_one_deadline_for_all_of_it() {
+    let world = World::new(|_| {}).await;
+    let mut stream = stream_of(&world).await;
+    let start = tokio::time::Instant::now();
+    for byte in framed(&plain_query("evil.example", 1)) {
+        if stream.write_all(&[byte]).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!((5..8).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_its_answers_is_left() {
+    let world = World::new(|_| {}).await;
+    let mut stream = stream_of(&world).await;
+    let query = framed(&plain_query("evil.example", 1));
+    let start = tokio::time::Instant::now();
+    while stream.write_all(&query).await.is_ok() {}
+    assert!(start.elapsed() <= Duration::from_secs(6), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

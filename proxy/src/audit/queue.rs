@@ -258,6 +258,66 @@ impl<'a> Pending<'a> {
     }
 }
 
+/// Records that are handed over together.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Lines {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Lines {
+    /// Adds the record that `write` appends to what is there.
+    ///
+    /// # Errors
+    /// Those of `write`; what it appended is gone then.
+    pub fn add<E>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
+        let start = self.bytes.len();
+        match write(&mut self.bytes) {
+            Ok(()) => self.ends.push(self.bytes.len()),
+            Err(error) => {
+                self.bytes.truncate(start);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the records and keeps the room.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
+    /// Each record.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        starts.zip(&self.ends).map(|(start, end)| self.bytes.get(*start..*end).unwrap_or_default())
+    }
+}
+
+impl Shared {
+    /// Queues all records at once, with one lock and one waking, if there is room for all.
+    pub(super) fn queue_all(&self, lines: &Lines) -> Result<(), AuditUnavailable> {
+        let total = u32::try_from(lines.bytes.len()).map_err(|_| AuditUnavailable)?;
+        let room = self.room.try_acquire_many(total).map_err(|_| AuditUnavailable)?;
+        let mut queue = self.lock();
+        if queue.closing.is_some() {
+            return Err(AuditUnavailable);
+        }
+        for line in lines.iter() {
+            // Not longer than all of them, whose length fits.
+            queue.batch.push(line, line.len() as u32, None);
+        }
+        self.queued_records.fetch_add(lines.ends.len() as u64, Ordering::Relaxed);
+        if mem::take(&mut queue.idle) {
+            self.wake.notify_one();
+        }
+        drop(queue);
+        room.forget();
+        Ok(())
+    }
+}
+
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if !self.queued {

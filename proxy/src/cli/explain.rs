@@ -29,7 +29,7 @@ pub(super) fn explain(asked: &super::Explain) -> Exit {
         Ok(compiled) => compiled,
         Err(exit) => return exit,
     };
-    let listeners = vec![config.proxy.address, config.admin];
+    let listeners = config.listeners();
     let own = OwnAddresses { listeners, interfaces: own::interfaces() };
     let rules = Arc::new(compiled.rules);
     let request = Request { client, destination: &destination, protocol: asked.protocol };
