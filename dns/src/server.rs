@@ -183,7 +183,7 @@ impl Server {
 
 /// An address cannot be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("the resolver cannot listen on {address}: {error}")]
+#[error("the resolver cannot listen on {address}")]
 pub struct BindError {
     /// The address.
     pub address: SocketAddr,

@@ -6,7 +6,7 @@
 //! other for ever.
 
 use outgate_rules::name::MAX_LABEL;
-use outgate_rules::{DomainName, NameError, Reason};
+use outgate_rules::{DomainName, NameError};
 
 /// Bytes of a header (RFC 1035 §4.1.1).
 pub const HEADER: usize = 12;
@@ -222,14 +222,6 @@ impl<'p> Question<'p> {
             let length = rest.byte()?;
             rest.take(length.into()).filter(|label| !label.is_empty())
         })
-    }
-}
-
-impl Malformed {
-    /// What a record says of it.
-    #[must_use]
-    pub fn reason(self) -> Reason {
-        Reason::DnsMalformed
     }
 }
 

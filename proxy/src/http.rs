@@ -1,7 +1,7 @@
 //! Plain HTTP/1.1: every request is decided on its own, whatever connection it came over.
 //!
-//! hyper speaks to the client and to the origin; [`wire`] lets it see only what was read strictly, and
-//! [`fields`] what may cross from one side to the other.
+//! hyper speaks to the client and to the origin; `wire` lets it see only what was read strictly, and
+//! `fields` what may cross from one side to the other.
 
 mod body;
 mod chunks;

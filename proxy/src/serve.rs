@@ -51,13 +51,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     if !compiled.diagnostics.is_empty() {
         console.notice(compiled.diagnostics.to_string());
     }
-    let proxy = bind(config.proxy.address)
-        .with_context(|| format!("the proxy cannot listen on {}", config.proxy.address))?;
-    let admin = bind(config.admin)
-        .with_context(|| format!("the admin listener cannot listen on {}", config.admin))?;
-    let control = Control::bind(&config.control)
-        .with_context(|| format!("the control socket {}", config.control.display()))?;
-    let dns = config.dns.clone().map(|dns| listen_dns(dns, &config.answers)).transpose()?;
+    let Bound { proxy, admin, control, dns } = Bound::new(&config)?;
     let resolver =
         Resolver::new(ResolverSettings { own: own_addresses(&config), ..config.resolver.clone() })?;
     let audit = Audit::open(config.audit.clone(), console.clone()).context("the audit file")?;
@@ -103,11 +97,35 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Every socket that the gate listens on, bound before anything else is begun.
+struct Bound {
+    proxy: TcpListener,
+    admin: TcpListener,
+    control: Control,
+    dns: Option<Sockets>,
+}
+
+impl Bound {
+    fn new(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            proxy: bind(config.proxy.address)
+                .with_context(|| format!("the proxy cannot listen on {}", config.proxy.address))?,
+            admin: bind(config.admin)
+                .with_context(|| format!("the admin listener cannot listen on {}", config.admin))?,
+            control: Control::bind(&config.control)
+                .with_context(|| format!("the control socket {}", config.control.display()))?,
+            dns: config.dns.clone().map(|dns| listen_dns(dns, &config.answers)).transpose()?,
+        })
+    }
+}
+
 /// The DNS listener's sockets, so that a start that fails for them fails before anything else is begun.
 fn listen_dns(listen: DnsListen, answers: &DnsAnswers) -> anyhow::Result<Sockets> {
     let tls = match listen.tls {
         None => None,
-        Some(DnsTls { address, certificate, key }) => Some((address, Identity::read(&certificate, &key)?)),
+        Some(DnsTls { address, certificate, key }) => {
+            Some((address, Identity::read(&certificate, &key).context("listen.dns.tls")?))
+        }
     };
     let settings = ServerSettings {
         address: listen.address,

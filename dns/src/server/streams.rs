@@ -124,7 +124,7 @@ pub(super) async fn serve(
         }
         let full = connection.lookups.len() >= MAX_IN_PROGRESS;
         if draining.is_cancelled() && connection.lookups.is_empty() {
-            return connection.stream.shutdown().await;
+            return connection.finish().await;
         }
         let was_empty = connection.read.is_empty();
         let Connection { stream, read, lookups, .. } = &mut connection;
