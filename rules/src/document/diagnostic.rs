@@ -312,10 +312,7 @@ impl Report {
         other: Span,
         part: &'static str,
     ) -> &mut Diagnostic {
-        let other = self.place(other);
-        let diagnostic = self.error(span, message);
-        diagnostic.related = Some((other, part));
-        diagnostic
+        self.at_two(Severity::Error, span, message.into(), (other, part))
     }
 
     /// A warning that has two places.
@@ -326,10 +323,7 @@ impl Report {
         other: Span,
         part: &'static str,
     ) -> &mut Diagnostic {
-        let other = self.place(other);
-        let diagnostic = self.warning(span, message);
-        diagnostic.related = Some((other, part));
-        diagnostic
+        self.at_two(Severity::Warning, span, message.into(), (other, part))
     }
 
     /// Something about the policy as a whole.
@@ -376,6 +370,19 @@ impl Report {
     fn at(&mut self, severity: Severity, span: Option<Span>, message: String) -> &mut Diagnostic {
         let place = span.map(|span| self.place(span));
         self.found.add(Diagnostic { severity, place, message: bounded(message), hint: None, related: None })
+    }
+
+    fn at_two(
+        &mut self,
+        severity: Severity,
+        span: Span,
+        message: String,
+        (other, part): (Span, &'static str),
+    ) -> &mut Diagnostic {
+        let related = Some((self.place(other), part));
+        let diagnostic = self.at(severity, Some(span), message);
+        diagnostic.related = related;
+        diagnostic
     }
 
     fn place(&self, span: Span) -> DiagnosticPlace {
