@@ -128,6 +128,16 @@ pub struct Permit {
     /// Whether a public address may be dialled without any of these rules: by the mode, or because
     /// enforcement is suspended.
     any_public: bool,
+    /// For an address that the client was told, not for whatever the name resolves to now.
+    told: Option<Told>,
+}
+
+/// What a client was told by DNS, and dialled itself.
+#[derive(Clone, Debug)]
+struct Told {
+    address: IpAddr,
+    /// Other names that it was told the address for, and that rules allow as well.
+    other_names: Vec<DomainName>,
 }
 
 impl Permit {
@@ -138,7 +148,13 @@ impl Permit {
         any_public: bool,
     ) -> Self {
         let Request { client, destination, protocol } = *request;
-        Self { rules, client, destination: destination.clone(), protocol, allowed_by, any_public }
+        let destination = destination.clone();
+        Self { rules, client, destination, protocol, allowed_by, any_public, told: None }
+    }
+
+    /// The same permit for an address that the client was told for this name, and for others.
+    pub(crate) fn told(self, address: Option<IpAddr>, other_names: Vec<DomainName>) -> Self {
+        Self { told: address.map(|address| Told { address, other_names }), ..self }
     }
 
     /// What may be reached.
@@ -165,10 +181,22 @@ impl Permit {
         self.rules.settings().revision
     }
 
-    /// The name to resolve; none where the destination was given as an address, which only needs vetting.
+    /// The name that is permitted; none where the destination was given as an address, which only needs vetting.
     #[must_use]
     pub fn name(&self) -> Option<&DomainName> {
         self.destination.host.name()
+    }
+
+    /// The one address to vet and dial; none where the name has to be resolved.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.destination.host.address().or(self.told.as_ref().map(|told| told.address))
+    }
+
+    /// Whether a server name inside the flow is one that the permit is for. A permit for an address is for none.
+    #[must_use]
+    pub fn is_for(&self, name: &DomainName) -> bool {
+        self.name() == Some(name) || self.told.as_ref().is_some_and(|told| told.other_names.contains(name))
     }
 
     /// Vets one address: the destination's own, or one that its name resolved to. The most specific rule
@@ -280,7 +308,7 @@ impl Permit {
     }
 
     /// The first rule by which the address is open to certain names only, if no rule opens it to all.
-    fn first_bound_to_names(&self) -> Option<RuleId> {
+    pub(crate) fn first_bound_to_names(&self) -> Option<RuleId> {
         let bound = |id: &RuleId| self.rules.rule(*id).is_some_and(|rule| rule.terms.bound_to_names);
         let free = self.any_public || self.allowed_by.iter().any(|id| !bound(id));
         if free { None } else { self.allowed_by.first().copied() }

@@ -10,6 +10,7 @@ pub mod destination;
 pub mod document;
 pub mod explain;
 mod index;
+pub mod intercepted;
 pub mod lookup;
 pub mod name;
 pub mod pattern;
@@ -27,6 +28,7 @@ pub use decision::{Decision, Denial, OwnAddresses, Permit, RuleRef, TlsTerms, Ve
 pub use destination::{Destination, DestinationError, Host, HostError};
 pub use explain::{Explanation, Near};
 pub use index::IndexError;
+pub use intercepted::{Intercepted, Seen};
 pub use lookup::{LookupDecision, LookupPermit};
 pub use name::{DomainName, NameError};
 pub use pattern::{Pattern, PatternError};
