@@ -223,14 +223,16 @@ impl Resolver {
         known.for_client(permit, Timestamp::now())
     }
 
-    /// The addresses of the permit's destination: those of its name, or the one it was given as. They are not
+    /// The addresses of the permit's destination: those of its name, or the one that it is for. They are not
     /// vetted; [`Permit::vet`] does that.
     ///
     /// # Errors
     /// Why there are none.
     pub async fn resolve(&self, permit: &Permit) -> Result<Vec<IpAddr>, ResolveError> {
-        let Some(name) = permit.name() else {
-            return Ok(permit.destination().host.address().into_iter().collect());
+        let name = match (permit.address(), permit.name()) {
+            (Some(address), _) => return Ok(vec![address]),
+            (None, Some(name)) => name,
+            (None, None) => return Ok(Vec::new()),
         };
         let family = |record_type| self.shared.addresses(name, record_type);
         let (one, other) = first_and_soon(family(TYPE_A), family(TYPE_AAAA)).await;

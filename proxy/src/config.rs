@@ -1,6 +1,8 @@
 //! The gate's own configuration: `outgate.yaml`, read once at start. The policy is what reloads.
 
+mod appliance;
 mod dns;
+mod listen;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -8,14 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use outgate_dns::ResolverSettings;
-use outgate_rules::PrefixSet;
 use outgate_rules::document::{
-    Diagnostics, Fields, Mistake, Node, Placed, Report, Value, decode, duration, parse, prefix, quoted, size,
+    Diagnostics, Fields, Mistake, Node, Placed, Report, Value, decode, duration, parse, quoted, size,
 };
 
 use crate::audit::{AuditSettings, AuditTarget, WhenFull};
 use crate::gate::Limits;
+use crate::listener::Way;
+pub use appliance::{Appliance, Gates, Redirection};
 pub use dns::{DEFAULT_DNS, DnsAnswers, DnsListen, DnsTls};
+pub use listen::{Listen, default_clients};
 
 /// Where the proxy listens unless told otherwise.
 pub const DEFAULT_PROXY: &str = "127.0.0.1:3128";
@@ -29,25 +33,15 @@ const ROTATE: u64 = 100_000_000;
 /// Full audit files that are kept.
 const KEEP: NonZeroU16 = NonZeroU16::new(10).unwrap();
 
-/// Loopback, private, shared and link-local ranges: whom a listener serves unless told otherwise. A gate that
-/// is reachable from the internet by mistake does not serve it.
-const DEFAULT_CLIENTS: [&str; 9] = [
-    "127.0.0.0/8",
-    "::1/128",
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "100.64.0.0/10",
-    "169.254.0.0/16",
-    "fc00::/7",
-    "fe80::/10",
-];
-
 /// What the configuration means, with every default filled in.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The explicit proxy.
     pub proxy: Listen,
+    /// The listeners for what is redirected to the gate, each for one [`Way`].
+    pub transparent: Vec<(Way, Listen)>,
+    /// How the kernel redirects and what it decides itself, where the gate stands as a router.
+    pub appliance: Option<Appliance>,
     /// Health, metrics and status.
     pub admin: SocketAddr,
     /// The socket of `outgate reload`.
@@ -68,20 +62,13 @@ pub struct Config {
     pub file: Option<PathBuf>,
 }
 
-/// A listener that serves clients.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Listen {
-    /// Where.
-    pub address: SocketAddr,
-    /// Whom.
-    pub clients: PrefixSet,
-}
-
 impl Default for Config {
     fn default() -> Self {
         let local = |text: &str| text.parse().unwrap_or_else(|_| SocketAddr::from(([127, 0, 0, 1], 0)));
         Self {
             proxy: Listen { address: local(DEFAULT_PROXY), clients: default_clients() },
+            transparent: Vec::new(),
+            appliance: None,
             admin: local(DEFAULT_ADMIN),
             control: default_control(),
             policy: Vec::new(),
@@ -143,9 +130,13 @@ impl Config {
             return config;
         }
         let Some(fields) = Fields::of(report, root, "the keys of a configuration") else { return config };
-        fields.only(report, &["listen", "control", "policy", "dns", "audit", "limits"]);
+        fields.only(report, &["listen", "appliance", "control", "policy", "dns", "audit", "limits"]);
+        config.appliance = fields.get("appliance").and_then(|node| appliance::read(report, node));
+        if config.appliance.is_some() {
+            listen::for_appliance(&mut config);
+        }
         if let Some(node) = fields.get("listen") {
-            config.read_listen(report, node, folder);
+            listen::read(report, node, folder, &mut config);
         }
         if let Some(path) = fields.text(report, "control") {
             config.control = folder.join(path.value);
@@ -169,41 +160,7 @@ impl Config {
     /// Where the gate listens, as configured.
     #[must_use]
     pub fn listeners(&self) -> Vec<SocketAddr> {
-        let dns = self.dns.iter().flat_map(|dns| {
-            [Some(dns.address), dns.tls.as_ref().map(|tls| tls.address)].into_iter().flatten()
-        });
-        [self.proxy.address, self.admin].into_iter().chain(dns).collect()
-    }
-
-    fn read_listen(&mut self, report: &mut Report, node: &Node, folder: &Path) {
-        let Some(fields) = Fields::of(report, node, "the listeners") else { return };
-        fields.only(report, &["proxy", "dns", "admin"]);
-        if let Some(node) = fields.get("dns") {
-            self.dns = dns::read_listen(report, node, &fields, folder);
-        }
-        if let Some(node) = fields.get("proxy") {
-            read_proxy(report, node, &fields, &mut self.proxy);
-        }
-        if let Some(admin) = fields.parsed(report, "admin", socket_address) {
-            self.admin = admin.value;
-        }
-        let same = self.proxy.address == self.admin && self.admin.port() != 0;
-        if same && let Some(node) = fields.get("admin").or(fields.get("proxy")) {
-            report
-                .error(
-                    node.span,
-                    format!("{} is both the proxy's and the admin listener's address", self.admin),
-                )
-                .hint("give each an address of its own");
-        }
-        let others = [self.proxy.address, self.admin];
-        let taken =
-            self.dns.as_ref().map(|dns| dns.address).filter(|dns| others.contains(dns) && dns.port() != 0);
-        if let (Some(address), Some(node)) = (taken, fields.get("dns").or(fields.get("proxy"))) {
-            report
-                .error(node.span, format!("{address} is the address of DNS and of another listener"))
-                .hint("give each an address of its own");
-        }
+        listen::addresses(self).into_iter().map(|(_, address)| address).collect()
     }
 
     fn read_limits(&mut self, report: &mut Report, node: &Node) {
@@ -228,12 +185,6 @@ impl Config {
             }
         }
     }
-}
-
-/// Loopback and private ranges.
-#[must_use]
-pub fn default_clients() -> PrefixSet {
-    DEFAULT_CLIENTS.iter().filter_map(|prefix| prefix.parse().ok()).collect()
 }
 
 /// Where `outgate reload` finds the gate: the system's folder for root, the user's for anybody else.
@@ -265,24 +216,6 @@ fn count(text: &str) -> Result<usize, Mistake> {
             Err(Mistake::new(format!("{} is not a number of connections", quoted(text)), "as in `2000`"))
         }
         Ok(number) => Ok(number),
-    }
-}
-
-/// `proxy: 127.0.0.1:3128`, or a mapping with `clients:` beside the address.
-fn read_proxy(report: &mut Report, node: &Node, listeners: &Fields<'_>, proxy: &mut Listen) {
-    if !matches!(node.value, Value::Map(_)) {
-        if let Some(address) = listeners.parsed(report, "proxy", socket_address) {
-            proxy.address = address.value;
-        }
-        return;
-    }
-    let Some(fields) = Fields::of(report, node, "a listener") else { return };
-    fields.only(report, &["address", "clients"]);
-    if let Some(address) = fields.parsed(report, "address", socket_address) {
-        proxy.address = address.value;
-    }
-    if let Some(clients) = fields.all_parsed(report, "clients", prefix) {
-        proxy.clients = clients.into_iter().map(|prefix| prefix.value).collect();
     }
 }
 

@@ -1,14 +1,18 @@
 //! The one place that opens connections to origins: to vetted addresses, and never to a name.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use outgate_rules::{Reason, VettedAddr};
-use tokio::net::TcpStream;
+use socket2::SockRef;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use crate::original;
 
 /// How long one address may be tried alone before the next joins in (RFC 8305 §5, Connection Attempt Delay).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -17,14 +21,19 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const NO_DESCRIPTOR: Duration = Duration::from_millis(100);
 
 /// Dials the first of `addresses` that answers, within `limit` for all of them together (RFC 8305, with the
-/// families interleaved). Out of file descriptors, it waits for one.
+/// families interleaved). Out of file descriptors, it waits for one. With a `source` the connection comes from that
+/// address, which is the client's and not ours (`IP_TRANSPARENT`, which takes CAP_NET_ADMIN).
 ///
 /// # Errors
 /// Why the last one failed, as a reason.
-pub async fn dial(addresses: Vec<VettedAddr>, limit: Duration) -> Result<(TcpStream, VettedAddr), Reason> {
+pub async fn dial(
+    addresses: Vec<VettedAddr>,
+    source: Option<IpAddr>,
+    limit: Duration,
+) -> Result<(TcpStream, VettedAddr), Reason> {
     let deadline = Instant::now() + limit;
     let starved = Arc::new(AtomicBool::new(false));
-    match timeout_at(deadline, race(interleave(addresses), &starved)).await {
+    match timeout_at(deadline, race(interleave(addresses), source, &starved)).await {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) if starved.load(Ordering::Relaxed) => Err(Reason::OutOfDescriptors),
@@ -32,13 +41,17 @@ pub async fn dial(addresses: Vec<VettedAddr>, limit: Duration) -> Result<(TcpStr
     }
 }
 
-async fn race(addresses: Vec<VettedAddr>, starved: &Arc<AtomicBool>) -> io::Result<(TcpStream, VettedAddr)> {
+async fn race(
+    addresses: Vec<VettedAddr>,
+    source: Option<IpAddr>,
+    starved: &Arc<AtomicBool>,
+) -> io::Result<(TcpStream, VettedAddr)> {
     let mut waiting = addresses.into_iter();
     let mut attempts = JoinSet::new();
     let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         let Some(next) = waiting.next() else { break };
-        attempts.spawn(attempt(next, Arc::clone(starved)));
+        attempts.spawn(attempt(next, source, Arc::clone(starved)));
         let delay = Instant::now() + ATTEMPT_DELAY;
         tokio::select! {
             Some(done) = attempts.join_next() => match flatten(done) {
@@ -57,9 +70,13 @@ async fn race(addresses: Vec<VettedAddr>, starved: &Arc<AtomicBool>) -> io::Resu
     Err(failed)
 }
 
-async fn attempt(address: VettedAddr, starved: Arc<AtomicBool>) -> io::Result<(TcpStream, VettedAddr)> {
+async fn attempt(
+    address: VettedAddr,
+    source: Option<IpAddr>,
+    starved: Arc<AtomicBool>,
+) -> io::Result<(TcpStream, VettedAddr)> {
     loop {
-        match connect(&address).await {
+        match connect(&address, source).await {
             Err(error) if is_out_of_descriptors(&error) => {
                 starved.store(true, Ordering::Relaxed);
                 sleep(NO_DESCRIPTOR).await;
@@ -71,10 +88,22 @@ async fn attempt(address: VettedAddr, starved: Arc<AtomicBool>) -> io::Result<(T
 
 /// `clippy.toml` refuses this call everywhere else.
 #[allow(clippy::disallowed_methods)]
-async fn connect(address: &VettedAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address.socket()).await?;
+async fn connect(address: &VettedAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let to = address.socket();
+    let stream = match source.filter(|source| source.is_ipv4() == to.is_ipv4()) {
+        None => TcpStream::connect(to).await?,
+        Some(source) => from_source(source)?.connect(to).await?,
+    };
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// A socket whose packets carry an address that is not ours.
+fn from_source(source: IpAddr) -> io::Result<TcpSocket> {
+    let socket = if source.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    original::make_transparent(&SockRef::from(&socket), source.is_ipv4())?;
+    socket.bind(SocketAddr::new(source, 0))?;
+    Ok(socket)
 }
 
 /// Whether the process, or the system, has no room for another socket.

@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use outgate_rules::{
-    Destination, DomainName, OnRevoke, OwnAddresses, Permit, Protocol, Reason, Request, RuleRef, RuleSet,
-    VettedAddr,
+    DomainName, OnRevoke, OwnAddresses, Permit, Protocol, Reason, RuleRef, RuleSet, VettedAddr,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::metrics;
+use crate::path::Wanted;
 use crate::upload::{Grant, Meter};
 
 /// A flow that has been dialled and not yet closed.
 #[derive(Debug)]
 pub struct Flow {
     client: IpAddr,
-    destination: Destination,
+    wanted: Wanted,
     protocol: Protocol,
     address: SocketAddr,
     /// The rule whose limits hold now; a reload may put another in its place.
@@ -48,10 +48,10 @@ struct End {
 impl Flow {
     /// A permitted flow to `address`, which its rule admitted.
     #[must_use]
-    pub fn new(permit: &Permit, address: &VettedAddr, meter: Meter) -> Self {
+    pub fn new(wanted: Wanted, permit: &Permit, address: &VettedAddr, meter: Meter) -> Self {
         Self {
             client: permit.client(),
-            destination: permit.destination().clone(),
+            wanted,
             protocol: permit.protocol(),
             address: address.socket(),
             rule: Mutex::new(address.rule().cloned()),
@@ -124,9 +124,8 @@ impl Flow {
 
     /// Judges the flow by `rules`, with the order and the checks of a new one.
     fn judge(&self, rules: &Arc<RuleSet>, own: &OwnAddresses, now: Timestamp) -> Result<VettedAddr, Reason> {
-        let request =
-            Request { client: self.client, destination: &self.destination, protocol: self.protocol };
-        let permit = rules.decide(&request, now).into_permit().map_err(|denial| denial.reason)?;
+        let decision = self.wanted.decide(rules, self.client, self.protocol, now);
+        let permit = decision.into_permit().map_err(|denial| denial.reason)?;
         let vetted = permit.vet(self.address.ip(), own, now).map_err(|denial| denial.reason)?;
         if let Some(seen) = self.seen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             permit.vet_seen_name(seen, now).map_err(|denial| denial.reason)?;

@@ -1,5 +1,6 @@
 //! The running instance: what all sessions share.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub struct Gate {
     pub budget: Arc<Budget>,
     /// Bounds on time.
     pub limits: Limits,
+    /// Whether origins see the clients' addresses instead of the gate's.
+    pub keeps_sources: bool,
     /// Hands out session identities.
     pub ids: SessionIds,
     /// The sessions and what they left running: a shutdown waits for them.
@@ -87,6 +90,7 @@ impl Gate {
             hours: Arc::new(Hours::new(std::time::Instant::now())),
             budget: Arc::new(Budget::new(limits.connections, limits.per_client)),
             limits,
+            keeps_sources: false,
             ids: SessionIds::new(rand::random()),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -109,6 +113,12 @@ impl Gate {
     #[must_use]
     pub fn own(&self) -> Arc<OwnAddresses> {
         self.own.load_full()
+    }
+
+    /// The address that a connection for `client` comes from, where it is not the gate's.
+    #[must_use]
+    pub fn source_for(&self, client: IpAddr) -> Option<IpAddr> {
+        self.keeps_sources.then_some(client)
     }
 
     /// Puts other rules in force. Every decision after this is by them.

@@ -141,7 +141,7 @@ impl RequestHead {
         let Some(end) = scanner.scan(buffer)? else { return Ok(None) };
         *scanner = HeadScanner::default();
         let raw = buffer.split_to(end).freeze();
-        Self::parse(raw).map(Some)
+        Self::parse(raw.clone()).map(Some).inspect_err(|_| put_back(&raw, buffer))
     }
 
     fn parse(raw: Bytes) -> Result<Self, BadHead> {
@@ -163,6 +163,12 @@ impl RequestHead {
         let websocket = fields.websocket().map_err(reject)?;
         Ok(Self { method, target, host, body, websocket, raw })
     }
+}
+
+/// What is no head may still be passed on as it came, where it goes to an address that is open to anything.
+fn put_back(raw: &[u8], buffer: &mut BytesMut) {
+    let behind = std::mem::replace(buffer, BytesMut::from(raw));
+    buffer.unsplit(behind);
 }
 
 impl Target {

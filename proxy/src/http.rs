@@ -11,6 +11,7 @@ mod origin;
 mod wire;
 
 use std::future::ready;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyper::server::conn::http1;
@@ -56,6 +57,18 @@ pub async fn serve_inside(gate: &Arc<Gate>, session: &Session, mut client: Clien
         Err(NoHead::Closed) => After::Closed,
         Err(NoHead::Bad(bad)) => After::Bad(client, bad),
     }
+}
+
+/// Serves the requests of a client that dialled `original`, or was sent here by DNS, from the `first` on: each for
+/// the host that it names.
+pub async fn serve_intercepted(
+    gate: &Arc<Gate>,
+    session: &Session,
+    client: Client,
+    first: RequestHead,
+    original: Option<IpAddr>,
+) -> After {
+    run(gate, session, client, first, Form::Intercepted(original)).await
 }
 
 async fn run(gate: &Arc<Gate>, session: &Session, client: Client, first: RequestHead, form: Form) -> After {

@@ -1,4 +1,4 @@
-//! The explicit proxy's listener: connections come in, within a budget, and become sessions.
+//! The listeners of the proxy: connections come in, within a budget, and become sessions.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use outgate_rules::{PrefixSet, Reason};
+use outgate_rules::{Port, PrefixSet, Reason};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
@@ -18,17 +18,47 @@ use crate::gate::Gate;
 use crate::head::Target;
 use crate::http::{self, After};
 use crate::metrics::{ListenerMetrics, Open};
+use crate::original;
 use crate::reject::{reject, turn_away};
 use crate::session::Session;
+use crate::transparent;
 
 /// How long to wait for a file descriptor when none of our own is about to become free.
 const NO_DESCRIPTOR: Duration = Duration::from_millis(200);
+
+/// What a listener expects of the connections that come in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// They ask for a destination: CONNECT and HTTP to a proxy.
+    Proxy,
+    /// They were redirected, and begin with a TLS hello.
+    Tls,
+    /// They were redirected, and carry HTTP requests.
+    Http,
+    /// They were redirected, and may be anything.
+    Tcp,
+}
+
+impl Way {
+    /// The listener's name in configuration, records and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::Tls => "tls",
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+        }
+    }
+}
 
 /// A listener that is bound.
 #[derive(Debug)]
 pub struct Listener {
     /// Its name in the records.
     pub name: Arc<str>,
+    /// What comes in there.
+    pub way: Way,
     /// The socket.
     pub socket: TcpListener,
     /// Whom it serves.
@@ -71,6 +101,16 @@ impl Listener {
         }
     }
 
+    /// Where the client was going, if that was not the gate itself.
+    fn original(&self, gate: &Gate, stream: &TcpStream) -> Option<SocketAddr> {
+        match self.way {
+            Way::Proxy => None,
+            Way::Tls | Way::Http | Way::Tcp => {
+                original::dialled(stream).ok().filter(|dialled| !gate.own().contains(*dialled))
+            }
+        }
+    }
+
     fn accepted(&self, gate: &Gate) {
         if self.paused.swap(false, Ordering::Relaxed) {
             gate.recorder.console().notice(format!("{} accepts again", self.name));
@@ -92,22 +132,28 @@ fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client:
         id: gate.ids.next(),
         client,
         listener: Arc::clone(&listener.name),
+        original: listener.original(gate, &stream),
         accepted: std::time::Instant::now(),
     };
-    gate.tasks.spawn(serve(Arc::clone(gate), session, stream, place, listener.metrics.session_opened()));
+    let counted = listener.metrics.session_opened();
+    gate.tasks.spawn(serve(Arc::clone(gate), listener.way, session, stream, place, counted));
 }
 
 async fn serve(
     gate: Arc<Gate>,
+    way: Way,
     session: Session,
     stream: TcpStream,
     place: Result<Place, Reason>,
     _counted: Open,
 ) {
     let client = Client::new(stream);
-    match place {
-        Ok(_place) => requests(&gate, &session, client).await,
-        Err(reason) => turn_away(&gate, &session, client, reason.into()).await,
+    match (place, way) {
+        (Ok(_place), Way::Proxy) => requests(&gate, &session, client).await,
+        (Ok(_place), Way::Tls) => transparent::tls(&gate, &session, client, Port::HTTPS).await,
+        (Ok(_place), Way::Http) => transparent::http(&gate, &session, client).await,
+        (Ok(_place), Way::Tcp) => transparent::tcp(&gate, &session, client).await,
+        (Err(reason), _) => turn_away(&gate, &session, client, reason.into()).await,
     }
 }
 

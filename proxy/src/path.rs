@@ -8,11 +8,15 @@
 //! can be resolved and vetted, and what that gives is the only thing that can be dialled. Each step that says
 //! no has written its record before it returns.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use jiff::Timestamp;
-use outgate_rules::{Denial, Destination, Permit, Reason, Request, RuleRef, VettedAddr};
+use outgate_rules::{
+    Decision, Denial, Destination, Intercepted, Permit, Protocol, Reason, Request, RuleRef, RuleSet,
+    VettedAddr,
+};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -23,9 +27,36 @@ use crate::record::{self, Decided};
 use crate::relay::Outcome;
 use crate::trail::Trail;
 
+/// What a flow is for, as its adapter found out: what is decided on, and decided on again when the rules change.
+#[derive(Clone, Debug)]
+pub enum Wanted {
+    /// What the client said.
+    Destination(Destination),
+    /// What is seen of a flow that was redirected here.
+    Intercepted(Intercepted),
+}
+
+impl Wanted {
+    /// What the rules say of it.
+    #[must_use]
+    pub fn decide(
+        &self,
+        rules: &Arc<RuleSet>,
+        client: IpAddr,
+        protocol: Protocol,
+        now: Timestamp,
+    ) -> Decision {
+        match self {
+            Self::Destination(destination) => rules.decide(&Request { client, destination, protocol }, now),
+            Self::Intercepted(flow) => rules.decide_intercepted(client, flow, now),
+        }
+    }
+}
+
 /// A flow that the rules allow: the proof, and the beginning of its records.
 #[derive(Debug)]
 pub struct Allowed {
+    wanted: Wanted,
     permit: Permit,
     trail: Trail,
 }
@@ -33,6 +64,7 @@ pub struct Allowed {
 /// An allowed flow whose destination has addresses that may be dialled.
 #[derive(Debug)]
 pub struct Vetted {
+    wanted: Wanted,
     permit: Permit,
     trail: Trail,
     addresses: Vec<VettedAddr>,
@@ -57,18 +89,13 @@ pub struct Dialled {
 ///
 /// # Errors
 /// The denial, recorded.
-pub async fn decide(
-    gate: &Arc<Gate>,
-    flow: record::Flow,
-    destination: &Destination,
-) -> Result<Allowed, Denial> {
+pub async fn decide(gate: &Arc<Gate>, flow: record::Flow, wanted: Wanted) -> Result<Allowed, Denial> {
     let now = Timestamp::now();
-    let request = Request { client: flow.session.client.ip(), destination, protocol: flow.protocol };
-    let decision = gate.rules().decide(&request, now);
+    let decision = wanted.decide(&gate.rules(), flow.session.client.ip(), flow.protocol, now);
     let recorded = gate.recorder.decided(&Decided::by_rules(&flow, &decision, now)).await;
     let trail = Trail::new(gate, flow, &decision);
     match (decision.into_permit(), recorded) {
-        (Ok(permit), Ok(())) => Ok(Allowed { permit, trail }),
+        (Ok(permit), Ok(())) => Ok(Allowed { wanted, permit, trail }),
         // The record of the decision may still be written when the disk has room again: it needs its end.
         (Ok(_), Err(unavailable)) => Err(trail.refuse(Reason::from(unavailable).into()).await),
         (Err(denial), _) => {
@@ -91,9 +118,9 @@ impl Allowed {
     /// # Errors
     /// Why there is none that may be dialled, recorded.
     pub async fn vet(self) -> Result<Vetted, Denial> {
-        let Self { permit, trail } = self;
+        let Self { wanted, permit, trail } = self;
         match addresses(trail.gate(), &permit).await {
-            Ok(addresses) => Ok(Vetted { permit, trail, addresses }),
+            Ok(addresses) => Ok(Vetted { wanted, permit, trail, addresses }),
             Err(denial) => Err(trail.refuse(denial).await),
         }
     }
@@ -102,7 +129,7 @@ impl Allowed {
 async fn addresses(gate: &Gate, permit: &Permit) -> Result<Vec<VettedAddr>, Denial> {
     let asked = Instant::now();
     let answer = timeout(gate.limits.dial, gate.resolver.resolve(permit)).await;
-    if permit.name().is_some() {
+    if permit.address().is_none() {
         gate.recorder.metrics().resolved(asked.elapsed());
     }
     let addresses = match answer {
@@ -146,7 +173,8 @@ impl Vetted {
         let started = Instant::now();
         let gate = Arc::clone(self.trail.gate());
         let addresses = std::mem::take(&mut self.addresses);
-        let dialled = dial::dial(addresses, gate.limits.dial).await;
+        let source = gate.source_for(self.permit.client());
+        let dialled = dial::dial(addresses, source, gate.limits.dial).await;
         gate.recorder.metrics().dialed(started.elapsed());
         match dialled {
             Ok((origin, address)) => {
@@ -166,7 +194,7 @@ impl Vetted {
         address: &VettedAddr,
         connection: &Connection,
     ) -> Result<(OpenFlow, Permit, Trail), Denial> {
-        let Self { permit, mut trail, .. } = self;
+        let Self { wanted, permit, mut trail, .. } = self;
         let gate = Arc::clone(trail.gate());
         let rule = address.rule();
         trail.reached(address);
@@ -175,7 +203,9 @@ impl Vetted {
             let denial = trail.denial(reason);
             return Err(trail.refuse(denial).await);
         }
-        let flow = gate.flows.open(Flow::new(&permit, address, meter), gate.recorder.metrics().flow_opened());
+        let flow = gate
+            .flows
+            .open(Flow::new(wanted, &permit, address, meter), gate.recorder.metrics().flow_opened());
         trail.opened(&flow);
         // A reload between the decision and this line has not seen the flow: then it is decided again here.
         let rules = gate.rules();

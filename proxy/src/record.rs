@@ -15,6 +15,7 @@ use outgate_rules::{Decision, Denial, Destination, Enforcement, Host, Protocol, 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::ser::Formatter;
 
+use crate::hello::ClientHello;
 use crate::session::Session;
 pub(crate) use dns::Lookup;
 
@@ -250,6 +251,12 @@ pub struct Hello {
 }
 
 impl Hello {
+    /// What a hello said that was read.
+    #[must_use]
+    pub fn of(hello: &ClientHello) -> Self {
+        Self::new(hello.sni.as_ref().map(|name| name.as_str().as_bytes()), hello.ech)
+    }
+
     /// The server name as sent, which need not be a host name, and whether an Encrypted Client Hello was
     /// offered, real or GREASE.
     #[must_use]
@@ -519,12 +526,16 @@ fn begin<S: Serializer>(
 
 /// What identifies a flow.
 fn flow<M: SerializeMap>(record: &mut M, flow: &Flow) -> Result<(), M::Error> {
-    let Session { id, client, listener, .. } = &flow.session;
+    let Session { id, client, listener, original, .. } = &flow.session;
     record.serialize_entry("session", &Shown(id))?;
     optional(record, "exchange", flow.exchange)?;
     record.serialize_entry("listener", &**listener)?;
     record.serialize_entry("client", &client.ip())?;
     record.serialize_entry("client_port", &client.port())?;
+    if let Some(original) = original {
+        record.serialize_entry("original", &original.ip())?;
+        record.serialize_entry("original_port", &original.port())?;
+    }
     match &flow.asked {
         Asked::Destination(destination) => {
             host(record, &destination.host)?;

@@ -10,19 +10,22 @@ use anyhow::Context;
 use jiff::Timestamp;
 use outgate_dns::server::{Foundation, Identity, ServerSettings, Sockets};
 use outgate_dns::{Resolver, ResolverSettings};
-use outgate_rules::{OwnAddresses, Reason};
+use outgate_rules::{OwnAddresses, PrefixSet, Reason};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::admin::{self, GateState};
 use crate::audit::Audit;
-use crate::config::{Config, DnsAnswers, DnsListen, DnsTls};
+use crate::config::{Appliance, Config, DnsAnswers, DnsListen, DnsTls, Redirection};
 use crate::console::Console;
 use crate::control::Control;
 use crate::gate::Gate;
-use crate::listener::Listener;
+use crate::listener::{Listener, Way};
 use crate::metrics::Metrics;
+use crate::original;
 use crate::own;
 use crate::policy::PolicyFiles;
 use crate::record::Trigger;
@@ -51,15 +54,21 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     if !compiled.diagnostics.is_empty() {
         console.notice(compiled.diagnostics.to_string());
     }
-    let Bound { proxy, admin, control, dns } = Bound::new(&config)?;
+    let Bound { listeners: bound, admin, control, dns } = Bound::new(&config)?;
     let resolver =
         Resolver::new(ResolverSettings { own: own_addresses(&config), ..config.resolver.clone() })?;
     let audit = Audit::open(config.audit.clone(), console.clone()).context("the audit file")?;
     let recorder = Recorder::new(Metrics::new(), console.clone(), audit);
-    let gate = Arc::new(Gate::new(resolver, recorder, config.limits));
+    let keeps_sources = config.appliance.as_ref().is_some_and(|appliance| appliance.transparent_source);
+    let mut gate = Gate::new(resolver, recorder, config.limits);
+    gate.keeps_sources = keeps_sources;
+    let gate = Arc::new(gate);
     let state = Arc::new(GateState::new());
     let dns = dns.map(|sockets| sockets.serve(foundation(&gate)));
-    let mut listeners = vec![("proxy", proxy.local_addr()?), ("admin", admin.local_addr()?)];
+    let mut listeners = vec![("admin", admin.local_addr()?)];
+    for (way, _, socket) in &bound {
+        listeners.push((way.name(), socket.local_addr()?));
+    }
     if let Some(dns) = &dns {
         listeners.push(("dns", dns.address()?));
         listeners.extend(dns.tls_address()?.map(|address| ("dns-tls", address)));
@@ -72,15 +81,11 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         console.notice(format!("{name} listens on {address}"));
     }
     console.notice(started);
-    let listener = Listener {
-        name: Arc::from("proxy"),
-        socket: proxy,
-        clients: config.proxy.clients,
-        metrics: gate.recorder.metrics().listener("proxy"),
-        paused: AtomicBool::new(false),
-    };
+    let mut accepting = JoinSet::new();
+    for (way, clients, socket) in bound {
+        accepting.spawn(listener(&gate, way, clients, socket).run(Arc::clone(&gate)));
+    }
     let background = [
-        tokio::spawn(listener.run(Arc::clone(&gate))),
         tokio::spawn(admin::serve(admin, Arc::clone(&state), Arc::clone(&gate.recorder))),
         tokio::spawn(control.serve(Arc::clone(&reloader))),
         tokio::spawn(watch_files(Arc::clone(&reloader))),
@@ -93,13 +98,14 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     console.notice("ready");
     signals.run(&gate, &state, &reloader).await;
     background.iter().for_each(tokio::task::JoinHandle::abort);
+    accepting.abort_all();
     finish(&gate, &console).await;
     Ok(())
 }
 
 /// Every socket that the gate listens on, bound before anything else is begun.
 struct Bound {
-    proxy: TcpListener,
+    listeners: Vec<(Way, PrefixSet, TcpListener)>,
     admin: TcpListener,
     control: Control,
     dns: Option<Sockets>,
@@ -107,9 +113,17 @@ struct Bound {
 
 impl Bound {
     fn new(config: &Config) -> anyhow::Result<Self> {
+        let proxy = [(Way::Proxy, &config.proxy)];
+        let transparent = config.transparent.iter().map(|(way, listen)| (*way, listen));
+        let bound = proxy.into_iter().chain(transparent).map(|(way, listen)| {
+            let socket = bind_for(way, listen.address, config.appliance.as_ref());
+            let socket = socket.with_context(|| {
+                format!("the {} listener cannot listen on {}", way.name(), listen.address)
+            })?;
+            Ok((way, listen.clients.clone(), socket))
+        });
         Ok(Self {
-            proxy: bind(config.proxy.address)
-                .with_context(|| format!("the proxy cannot listen on {}", config.proxy.address))?,
+            listeners: bound.collect::<anyhow::Result<_>>()?,
             admin: bind(config.admin)
                 .with_context(|| format!("the admin listener cannot listen on {}", config.admin))?,
             control: Control::bind(&config.control)
@@ -165,10 +179,46 @@ async fn keep_up(recorder: Arc<Recorder>) {
     recorder.keep_up().await;
 }
 
-/// A listening socket that a restarted gate can bind at once, although old connections linger.
+fn listener(gate: &Gate, way: Way, clients: PrefixSet, socket: TcpListener) -> Listener {
+    Listener {
+        name: Arc::from(way.name()),
+        way,
+        socket,
+        clients,
+        metrics: gate.recorder.metrics().listener(way.name()),
+        paused: AtomicBool::new(false),
+    }
+}
+
+/// A socket for what comes in this way. Behind TPROXY it has to be transparent, which takes CAP_NET_ADMIN; without
+/// it the listener still serves what REDIRECT or DNS send there.
+fn bind_for(way: Way, address: SocketAddr, appliance: Option<&Appliance>) -> io::Result<TcpListener> {
+    let needed = appliance.is_some_and(|appliance| appliance.redirection == Redirection::Tproxy);
+    listening(address, |socket| match way {
+        Way::Proxy => Ok(()),
+        Way::Tls | Way::Http | Way::Tcp => match original::make_transparent(socket, address.is_ipv4()) {
+            Err(error) if needed => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        },
+    })
+}
+
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    listening(address, |_| Ok(()))
+}
+
+/// A listening socket that a restarted gate can bind at once, although old connections linger. An unspecified IPv6
+/// address stands for both families.
+fn listening(
+    address: SocketAddr,
+    prepare: impl FnOnce(&SockRef<'_>) -> io::Result<()>,
+) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        SockRef::from(&socket).set_only_v6(false)?;
+    }
+    prepare(&SockRef::from(&socket))?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

@@ -47,8 +47,10 @@ pub struct Session {
     pub id: SessionId,
     /// Who connected; an IPv4-mapped address as its IPv4 self.
     pub client: SocketAddr,
-    /// The name of the listener: `proxy`.
+    /// The name of the listener: `proxy`, `tls`, `http`, `tcp`.
     pub listener: Arc<str>,
+    /// Where the client's packets were going before they were redirected here; none where it dialled the gate.
+    pub original: Option<SocketAddr>,
     /// When it was accepted.
     pub accepted: Instant,
 }

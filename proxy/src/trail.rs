@@ -96,8 +96,7 @@ impl Trail {
     /// Adds what the client's TLS hello said.
     pub fn saw_hello(&mut self, hello: &ClientHello) {
         if let Some(end) = &mut self.end {
-            let sni = hello.sni.as_ref().map(|name| name.as_str().as_bytes());
-            end.flow.hello = Some(record::Hello::new(sni, hello.ech));
+            end.flow.hello = Some(record::Hello::of(hello));
         }
     }
 

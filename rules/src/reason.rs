@@ -108,6 +108,9 @@ reasons! {
     /// The origin switched protocols without being asked.
     OriginSwitched = "origin-switched", 502, HttpProtocolError, "the origin switched protocols and nobody had asked";
 
+    /// A connection to a transparent listener that had no other destination than the gate.
+    NotRedirected = "not-redirected", 403, HttpRequestDenied, "the connection was made to the gate itself and says nowhere else to go";
+
     /// A port that wants TLS got something else.
     NotTls = "not-tls", 403, HttpRequestDenied, "the first bytes are not TLS";
     /// A ClientHello without a server name.

@@ -77,8 +77,9 @@ pub(super) fn read_listen(
     node: &Node,
     listeners: &Fields<'_>,
     folder: &Path,
+    before: Option<DnsListen>,
 ) -> Option<DnsListen> {
-    let mut listen = DnsListen::default();
+    let mut listen = before.unwrap_or_default();
     if let Value::Text(text) = &node.value
         && text.text == "off"
     {
@@ -355,7 +356,7 @@ dns:
             ("dns: {queries_per_second: 0}", "is not a number above 0"),
             ("dns: {cache: {max_ttl: 5}}", "is not a duration"),
             ("listen: {dns: {tls: {address: '0.0.0.0:853'}}}", "`tls` has no `certificate`"),
-            ("listen: {dns: 127.0.0.1:3128}", "is the address of DNS and of another listener"),
+            ("listen: {dns: 127.0.0.1:3128}", "is the address of both `proxy` and `dns`"),
         ] {
             let diagnostics = read(text).map(|_| ()).unwrap_err().to_string();
             let plain = diagnostics.replace('`', "\"");

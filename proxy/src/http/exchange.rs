@@ -1,6 +1,7 @@
 //! One request and its response.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +11,7 @@ use http::{Request, Response, StatusCode, Uri, Version};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use outgate_rules::{Denial, Destination, Protocol, Reason};
+use outgate_rules::{Denial, Destination, Host, Intercepted, Port, Protocol, Reason, Seen};
 use tokio::net::TcpStream;
 
 use super::body::{DownloadError, Stopped, Upload, download, relay_down};
@@ -20,8 +21,8 @@ use super::wire::Shared;
 use crate::answer::Answer;
 use crate::flow::{Flow, OpenFlow};
 use crate::gate::Gate;
-use crate::head::{BodyLength, RequestHead, Target};
-use crate::path::{self, Connection, Dialled, Vetted};
+use crate::head::{BodyLength, HostField, RequestHead, Target};
+use crate::path::{self, Connection, Dialled, Vetted, Wanted};
 use crate::record::{self, Asked, HttpRequest, Kind};
 use crate::session::Session;
 use crate::trail::Trail;
@@ -33,6 +34,8 @@ pub(super) enum Form {
     Any,
     /// The destination of the CONNECT that they came through, named by Host.
     Inside(Destination),
+    /// Whatever Host names, by a client that dialled this address.
+    Intercepted(Option<IpAddr>),
 }
 
 /// The requests of one connection.
@@ -118,8 +121,8 @@ impl Exchanges {
         request: Request<Incoming>,
     ) -> Result<Response<ClientBody>, Response<ClientBody>> {
         let mut flow = self.flow(&head);
-        let destination = match self.destination(&head) {
-            Ok(destination) => destination,
+        let (destination, wanted) = match self.wanted(&head) {
+            Ok(wanted) => wanted,
             Err(reason) => {
                 path::reject(&self.gate, &flow, reason).await;
                 return Err(self.deny(reason.into(), &flow.asked));
@@ -127,7 +130,7 @@ impl Exchanges {
         };
         flow.asked = Asked::Destination(destination.clone());
         let sent = async {
-            let vetted = path::decide(&self.gate, flow, &destination).await?.vet().await?;
+            let vetted = path::decide(&self.gate, flow, wanted).await?.vet().await?;
             self.send(vetted, &head, request, &destination).await
         };
         let answered = sent.await.map_err(|denial| self.deny(denial, &destination))?;
@@ -139,10 +142,22 @@ impl Exchanges {
         passed.map_err(|denial| self.deny(denial, &destination))
     }
 
+    /// What a request asks for, and what is decided on.
+    fn wanted(&self, head: &RequestHead) -> Result<(Destination, Wanted), Reason> {
+        let destination = self.destination(head)?;
+        let wanted = match self.form {
+            Form::Any | Form::Inside(_) => Wanted::Destination(destination.clone()),
+            Form::Intercepted(original) => Wanted::Intercepted(intercepted(&destination, original)?),
+        };
+        Ok((destination, wanted))
+    }
+
     /// What a request asks for, if its form fits the connection it came over.
     fn destination(&self, head: &RequestHead) -> Result<Destination, Reason> {
         match (&self.form, &head.target) {
-            (Form::Any, Target::Absolute { destination, .. }) => Ok(destination.clone()),
+            (Form::Any | Form::Intercepted(_), Target::Absolute { destination, .. }) => {
+                Ok(destination.clone())
+            }
             (Form::Any, Target::Origin { .. }) | (_, Target::Authority(_)) => Err(Reason::TargetForm),
             (Form::Inside(inside), Target::Absolute { destination, .. }) if inside == destination => {
                 Ok(inside.clone())
@@ -153,6 +168,10 @@ impl Exchanges {
                 Ok(inside.clone())
             }
             (Form::Inside(_), _) => Err(Reason::HostFieldMismatch),
+            (Form::Intercepted(_), Target::Origin { .. }) => match &head.host {
+                Some(HostField { host, port }) => Ok(Destination { host: host.clone(), port: *port }),
+                None => Err(Reason::HostFieldMissing),
+            },
         }
     }
 
@@ -229,7 +248,7 @@ impl Exchanges {
         request: Request<Upload>,
         flow: &Flow,
     ) -> Result<Response<Incoming>, Unanswered> {
-        origin.dial_again(self.gate.limits.dial).await.map_err(Unanswered::Failed)?;
+        origin.dial_again(&self.gate, self.session.client.ip()).await.map_err(Unanswered::Failed)?;
         self.send_once(origin, request, flow).await
     }
 
@@ -304,6 +323,20 @@ impl Exchanges {
         let response = Answer::new(denial, subject).to_response();
         response.map(|body| body.map_err(|never| match never {}).boxed())
     }
+}
+
+/// What is seen of a request that was redirected here. The client dialled port 80, so that is the port its Host is
+/// for; and an address in Host is the one that it dialled, or nothing that can be judged.
+fn intercepted(destination: &Destination, original: Option<IpAddr>) -> Result<Intercepted, Reason> {
+    if destination.port != Port::HTTP {
+        return Err(Reason::HostFieldMismatch);
+    }
+    let seen = match &destination.host {
+        Host::Name(name) => Seen::Name(name.clone()),
+        Host::Address(address) if original == Some(*address) => Seen::Told(Vec::new()),
+        Host::Address(_) => Seen::Nothing(Reason::HostFieldMismatch),
+    };
+    Ok(Intercepted { original, port: Port::HTTP, seen })
 }
 
 /// Closes the records of a flow that ends without a response from its origin.

@@ -2,9 +2,9 @@
 //! reach another client.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::body::Upload;
 use crate::dial::dial;
+use crate::gate::Gate;
 
 /// Most bytes of an origin's head: double what a client may send, as cookies come from origins.
 const MAX_HEAD: usize = 64 * 1024;
@@ -102,8 +103,9 @@ impl Origin {
     }
 
     /// Takes the place of a connection that the origin has closed.
-    pub(super) async fn dial_again(&mut self, limit: Duration) -> Result<(), Reason> {
-        let (stream, address) = dial(vec![self.address.clone()], limit).await?;
+    pub(super) async fn dial_again(&mut self, gate: &Gate, client: IpAddr) -> Result<(), Reason> {
+        let address = vec![self.address.clone()];
+        let (stream, address) = dial(address, gate.source_for(client), gate.limits.dial).await?;
         *self = Self::new(stream, self.destination.clone(), address).await?;
         Ok(())
     }

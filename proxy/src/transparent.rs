@@ -1,0 +1,173 @@
+//! Flows that were redirected here: the client dialled an address and knows nothing of the gate.
+//!
+//! What the flow is for is read from what the client sends: the server name of a TLS hello, the Host of a request.
+//! Where there is nothing to read, it is the address that was dialled, or a name for which this very client was told
+//! that address. [`outgate_rules::RuleSet::decide_intercepted`] says which of them decides.
+
+use std::future::ready;
+use std::sync::Arc;
+use std::time::Instant as Time;
+
+use bytes::BytesMut;
+use outgate_rules::{Denial, Destination, Intercepted, Port, Protocol, Reason, Seen};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::answer::Answer;
+use crate::client::{BadHello, Client, NoHead, read_hello};
+use crate::gate::Gate;
+use crate::head::{self, BadHead};
+use crate::hello::ClientHello;
+use crate::http::{self, After};
+use crate::path::{self, Connection, Dialled, Vetted, Wanted};
+use crate::record::{self, Asked, Kind};
+use crate::reject::reject;
+use crate::relay::relay;
+use crate::session::Session;
+use crate::tunnel::{ACCESS_DENIED, FirstBytes, TLS_HANDSHAKE, tunnel};
+
+/// Serves a flow that begins with a TLS hello. `port` is the one that it is for where the client dialled the gate.
+pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port) {
+    let (stream, mut ahead) = client.into_parts();
+    let hello = read_hello(&stream, &mut ahead, deadline(gate, session)).await;
+    if ahead.is_empty() && session.original.is_none() {
+        // A probe: it went nowhere and wanted nothing.
+        return;
+    }
+    let wanted = intercepted(session, port, seen(&hello));
+    let hello = hello.ok().flatten();
+    let flow = flow(session, Kind::Tls, &wanted, hello.as_ref());
+    let dialled = async {
+        let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
+        let vetted = wants_hello(vetted, hello.as_ref()).await?;
+        vetted.dial(&Connection::default()).await
+    };
+    match dialled.await {
+        Ok(dialled) => pass(gate, &stream, ahead, dialled).await,
+        Err(_) => turn_away(stream, &ahead).await,
+    }
+}
+
+/// Serves a flow to port 80: requests, each decided on its own; or TLS, as some clients speak it there.
+pub async fn http(gate: &Arc<Gate>, session: &Session, mut client: Client) {
+    let deadline = deadline(gate, session);
+    match client.first_byte(deadline).await {
+        Ok(TLS_HANDSHAKE) => return tls(gate, session, client, Port::HTTP).await,
+        Ok(_) => {}
+        Err(_) if session.original.is_none() => return,
+        Err(bad) => return not_http(gate, session, client, Reason::from(bad).into()).await,
+    }
+    let first = match client.head(deadline).await {
+        Ok(first) => first,
+        Err(NoHead::Closed) => return,
+        Err(NoHead::Bad(bad)) => return not_http(gate, session, client, bad).await,
+    };
+    let original = session.original.map(|original| original.ip());
+    match http::serve_intercepted(gate, session, client, first, original).await {
+        After::Closed => {}
+        After::Bad(client, bad) => reject(gate, session, client, bad).await,
+        After::Connect(client, head) => {
+            reject(gate, session, client, head::bad(Reason::TargetForm, &head.raw)).await;
+        }
+    }
+}
+
+/// Serves a flow to any other port, whose first bytes may come from either side.
+pub async fn tcp(gate: &Arc<Gate>, session: &Session, client: Client) {
+    let Some(original) = session.original else {
+        return reject(gate, session, client, Reason::NotRedirected.into()).await;
+    };
+    let told = gate.ledger.names(session.client.ip(), original.ip(), Time::now());
+    let Some(port) = Port::new(original.port()) else { return };
+    let wanted = intercepted(session, port, Seen::Told(told));
+    let flow = flow(session, Kind::Tcp, &wanted, None);
+    let dialled = async {
+        let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
+        vetted.dial(&Connection::default()).await
+    };
+    if let Ok(dialled) = dialled.await {
+        let wanted = FirstBytes::wanted(&dialled.permit);
+        tunnel(gate, client, dialled, wanted).await;
+    }
+}
+
+/// What was sent to port 80 is no request. It may still go where a rule opens the address to anything.
+async fn not_http(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) {
+    if session.original.is_none() {
+        return reject(gate, session, client, bad).await;
+    }
+    let wanted = intercepted(session, Port::HTTP, Seen::Nothing(bad.reason));
+    let flow = flow(session, Kind::Http, &wanted, None);
+    let asked = flow.asked.clone();
+    let dialled = async {
+        let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
+        wants_hello(vetted, None).await?.dial(&Connection::default()).await
+    };
+    match dialled.await {
+        Ok(dialled) => {
+            let (stream, ahead) = client.into_parts();
+            pass(gate, &stream, ahead, dialled).await;
+        }
+        Err(denial) => client.close_with(&Answer::new(denial, &asked).to_bytes()).await,
+    }
+}
+
+/// Relays a flow whose first bytes have been judged.
+async fn pass(gate: &Gate, stream: &TcpStream, ahead: BytesMut, dialled: Dialled) {
+    let Dialled { origin, flow, trail, .. } = dialled;
+    let outcome = relay(stream, &origin, ready(Ok(ahead)), &flow, gate.limits.idle).await;
+    trail.close(outcome).await;
+}
+
+/// A rule that says `tls_only` wants a hello, whatever else opens the address.
+async fn wants_hello(vetted: Vetted, hello: Option<&ClientHello>) -> Result<Vetted, Denial> {
+    if hello.is_none() && vetted.permit().tls().tls_only && !vetted.permit().is_suspended() {
+        return Err(vetted.refuse(Reason::NotTls.into()).await);
+    }
+    Ok(vetted)
+}
+
+/// A client that began with TLS is told in TLS.
+async fn turn_away(stream: TcpStream, ahead: &[u8]) {
+    let answer = if ahead.first() == Some(&TLS_HANDSHAKE) { ACCESS_DENIED } else { &[] };
+    Client::new(stream).close_with(answer).await;
+}
+
+/// The first bytes have to be complete by then, counted from the accept.
+fn deadline(gate: &Gate, session: &Session) -> Instant {
+    Instant::from_std(session.accepted) + gate.limits.head
+}
+
+fn seen(hello: &Result<Option<ClientHello>, BadHello>) -> Seen {
+    match hello {
+        Ok(Some(ClientHello { sni: Some(name), .. })) => Seen::Name(name.clone()),
+        Ok(Some(ClientHello { sni: None, .. })) => Seen::Nothing(Reason::SniMissing),
+        Ok(None) => Seen::Nothing(Reason::NotTls),
+        Err(bad) => Seen::Nothing(Reason::from(*bad)),
+    }
+}
+
+fn intercepted(session: &Session, port: Port, seen: Seen) -> Intercepted {
+    let original = session.original;
+    let port = original.and_then(|original| Port::new(original.port())).unwrap_or(port);
+    Intercepted { original: original.map(|original| original.ip()), port, seen }
+}
+
+fn flow(session: &Session, kind: Kind, wanted: &Intercepted, hello: Option<&ClientHello>) -> record::Flow {
+    let asked = match (&wanted.seen, wanted.original) {
+        (Seen::Name(name), _) => Asked::Destination(Destination::name(name.clone(), wanted.port)),
+        (Seen::Told(_) | Seen::Nothing(_), Some(address)) => {
+            Asked::Destination(Destination::address(address, wanted.port))
+        }
+        (Seen::Told(_) | Seen::Nothing(_), None) => Asked::Nothing,
+    };
+    record::Flow {
+        session: session.clone(),
+        kind,
+        exchange: None,
+        asked,
+        protocol: Protocol::Tcp,
+        request: None,
+        hello: hello.map(record::Hello::of),
+    }
+}
