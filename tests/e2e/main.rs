@@ -19,6 +19,7 @@ mod limits;
 mod names;
 mod policy_files;
 mod reload;
+mod transparent;
 
 use outgate_tests::Response;
 

@@ -92,11 +92,7 @@ impl Setup {
             gate.said("outgate: ready").is_some() || gate.child.try_wait().unwrap().is_some()
         });
         assert!(gate.said("outgate: ready").is_some(), "the gate did not start:\n{}", gate.talk());
-        let address = |listener| {
-            let line = gate.said(&format!("outgate: {listener} listens on ")).unwrap();
-            line.rsplit(' ').next().unwrap().parse().unwrap()
-        };
-        let (proxy, admin) = (address("proxy"), address("admin"));
+        let (proxy, admin) = (gate.listener("proxy"), gate.listener("admin"));
         (gate.proxy, gate.admin) = (proxy, admin);
         gate
     }
@@ -152,6 +148,13 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// Where one of its listeners is, by the name in the configuration.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> SocketAddr {
+        let line = self.said(&format!("outgate: {name} listens on ")).unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
     /// Where the proxy listens.
     #[must_use]
     pub fn proxy(&self) -> SocketAddr {
