@@ -3,7 +3,9 @@
 //! A transparent flow has an address and no name. The ledger gives it back the names whose answers this very
 //! client was given, and for which rules may open the flow.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outgate_rules::DomainName;
@@ -21,6 +23,14 @@ const NAMES: usize = 8;
 #[derive(Debug)]
 pub struct Ledger {
     told: Bounded<(IpAddr, IpAddr), Told>,
+    opener: Option<Arc<dyn Opener>>,
+}
+
+/// Opens the way for flows that the kernel decides on, by what their clients were told.
+pub trait Opener: fmt::Debug + Send + Sync {
+    /// A client is about to be told `address` for `name`, and may use it for so long. When this returns, its first
+    /// packet may come. Must not block for longer than a system call.
+    fn open(&self, client: IpAddr, address: IpAddr, name: &DomainName, lasts: Duration);
 }
 
 /// The names, and up to when each answer may be used.
@@ -35,15 +45,24 @@ impl Passing for Told {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { told: Bounded::new(PAIRS) }
+        Self { told: Bounded::new(PAIRS), opener: None }
     }
 }
 
 impl Ledger {
+    /// A ledger beside which `opener` opens the way.
+    #[must_use]
+    pub fn with_opener(opener: Arc<dyn Opener>) -> Self {
+        Self { opener: Some(opener), ..Self::default() }
+    }
+
     /// Notes that `client` was told `address` for `name`, with a TTL.
     pub fn note(&self, client: IpAddr, address: IpAddr, name: &DomainName, ttl: Duration, now: Instant) {
         let until = now + ttl + LINGER;
         self.told.with(client, (client, address), now, |told| told.note(name, until));
+        if let Some(opener) = &self.opener {
+            opener.open(client, address, name, ttl + LINGER);
+        }
     }
 
     /// The names that `client` was told `address` for and may still use it for, the latest answer first.

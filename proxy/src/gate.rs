@@ -7,13 +7,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use outgate_dns::Resolver;
 use outgate_dns::ledger::Ledger;
+use outgate_dns::server::Foundation;
 use outgate_rules::{OwnAddresses, RuleSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
 use crate::flow::Flows;
-use crate::recorder::Recorder;
+use crate::recorder::{Lookups, Recorder};
 use crate::session::SessionIds;
 use crate::upload::Hours;
 
@@ -103,10 +104,16 @@ impl Gate {
         self.rules.load_full()
     }
 
-    /// The rules in force, and those that will be: for a listener that decides on its own.
+    /// What the DNS server stands on: it decides by the same rules, asks the same resolver, notes in the same ledger
+    /// and tells the same recorder.
     #[must_use]
-    pub fn shared_rules(&self) -> Arc<ArcSwap<RuleSet>> {
-        Arc::clone(&self.rules)
+    pub fn foundation(&self) -> Foundation {
+        Foundation {
+            rules: Arc::clone(&self.rules),
+            resolver: self.resolver.clone(),
+            observer: Arc::new(Lookups(Arc::clone(&self.recorder))),
+            ledger: Arc::clone(&self.ledger),
+        }
     }
 
     /// The addresses that lead back to the gate or its host.

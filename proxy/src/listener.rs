@@ -56,20 +56,33 @@ impl Way {
 #[derive(Debug)]
 pub struct Listener {
     /// Its name in the records.
-    pub name: Arc<str>,
+    name: Arc<str>,
     /// What comes in there.
-    pub way: Way,
+    way: Way,
     /// The socket.
-    pub socket: TcpListener,
+    socket: TcpListener,
     /// Whom it serves.
-    pub clients: PrefixSet,
+    clients: PrefixSet,
     /// Counts its sessions.
-    pub metrics: ListenerMetrics,
+    metrics: ListenerMetrics,
     /// Whether accepting waits for a file descriptor.
-    pub paused: AtomicBool,
+    paused: AtomicBool,
 }
 
 impl Listener {
+    /// A listener at a socket that is bound.
+    #[must_use]
+    pub fn new(gate: &Gate, way: Way, clients: PrefixSet, socket: TcpListener) -> Self {
+        Self {
+            name: Arc::from(way.name()),
+            way,
+            socket,
+            clients,
+            metrics: gate.recorder.metrics().listener(way.name()),
+            paused: AtomicBool::new(false),
+        }
+    }
+
     /// Accepts connections until the gate drains. Each session runs on its own.
     pub async fn run(self, gate: Arc<Gate>) {
         let listener = Arc::new(self);

@@ -3,12 +3,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
-use outgate_dns::server::{Foundation, Identity, ServerSettings, Sockets};
+use outgate_dns::server::{Identity, ServerSettings, Sockets};
 use outgate_dns::{Resolver, ResolverSettings};
 use outgate_rules::{OwnAddresses, PrefixSet, Reason};
 use socket2::SockRef;
@@ -29,7 +28,7 @@ use crate::original;
 use crate::own;
 use crate::policy::PolicyFiles;
 use crate::record::Trigger;
-use crate::recorder::{Lookups, Recorder};
+use crate::recorder::Recorder;
 use crate::reload::{self, Reloader};
 
 /// Connections that the kernel keeps until they are accepted: what arrives in the moment of a reload.
@@ -64,7 +63,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     gate.keeps_sources = keeps_sources;
     let gate = Arc::new(gate);
     let state = Arc::new(GateState::new());
-    let dns = dns.map(|sockets| sockets.serve(foundation(&gate)));
+    let dns = dns.map(|sockets| sockets.serve(gate.foundation()));
     let mut listeners = vec![("admin", admin.local_addr()?)];
     for (way, _, socket) in &bound {
         listeners.push((way.name(), socket.local_addr()?));
@@ -83,7 +82,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     console.notice(started);
     let mut accepting = JoinSet::new();
     for (way, clients, socket) in bound {
-        accepting.spawn(listener(&gate, way, clients, socket).run(Arc::clone(&gate)));
+        accepting.spawn(Listener::new(&gate, way, clients, socket).run(Arc::clone(&gate)));
     }
     let background = [
         tokio::spawn(admin::serve(admin, Arc::clone(&state), Arc::clone(&gate.recorder))),
@@ -153,15 +152,6 @@ fn listen_dns(listen: DnsListen, answers: &DnsAnswers) -> anyhow::Result<Sockets
     Ok(Sockets::bind(settings)?)
 }
 
-fn foundation(gate: &Gate) -> Foundation {
-    Foundation {
-        rules: gate.shared_rules(),
-        resolver: gate.resolver.clone(),
-        observer: Arc::new(Lookups(Arc::clone(&gate.recorder))),
-        ledger: Arc::clone(&gate.ledger),
-    }
-}
-
 /// The gate's own addresses as configured: no upstream may be one of them.
 fn own_addresses(config: &Config) -> OwnAddresses {
     OwnAddresses { listeners: config.listeners(), interfaces: own::interfaces() }
@@ -177,17 +167,6 @@ async fn watch_expiries(reloader: Arc<Reloader>) {
 
 async fn keep_up(recorder: Arc<Recorder>) {
     recorder.keep_up().await;
-}
-
-fn listener(gate: &Gate, way: Way, clients: PrefixSet, socket: TcpListener) -> Listener {
-    Listener {
-        name: Arc::from(way.name()),
-        way,
-        socket,
-        clients,
-        metrics: gate.recorder.metrics().listener(way.name()),
-        paused: AtomicBool::new(false),
-    }
 }
 
 /// A socket for what comes in this way. Behind TPROXY it has to be transparent, which takes CAP_NET_ADMIN; without
