@@ -13,6 +13,7 @@ use crate::audit::{Audit, AuditUnavailable, Lines, Unflushed};
 use crate::console::Console;
 use crate::metrics::Metrics;
 use crate::record::{Closed, Decided, Lookup, PolicyRead, Verdict, write_line};
+use crate::tally::Tally;
 
 /// How often the metrics' samples are folded.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -25,13 +26,21 @@ pub struct Recorder {
     metrics: Metrics,
     console: Console,
     audit: Audit,
+    /// What was wanted, where somebody asks at the end.
+    tally: Option<Arc<Tally>>,
 }
 
 impl Recorder {
     /// A recorder over these outlets.
     #[must_use]
     pub fn new(metrics: Metrics, console: Console, audit: Audit) -> Self {
-        Self { metrics, console, audit }
+        Self { metrics, console, audit, tally: None }
+    }
+
+    /// The same, which also keeps a tally.
+    #[must_use]
+    pub fn with_tally(self, tally: Arc<Tally>) -> Self {
+        Self { tally: Some(tally), ..self }
     }
 
     /// A decision has fallen. Comes back when its record is written; before that nothing may pass.
@@ -41,6 +50,7 @@ impl Recorder {
     /// [`outgate_rules::Reason::AuditUnavailable`], and a [`Closed`] says so once records are written again.
     pub async fn decided(&self, event: &Decided<'_>) -> Result<(), AuditUnavailable> {
         self.metrics.decided(event);
+        self.tally(|tally| tally.decided(event));
         self.console.denied(|| event.denial());
         self.audit.write(line(event)?).await
     }
@@ -49,6 +59,7 @@ impl Recorder {
     /// outage of the audit file: the flow's sockets are closed before.
     pub async fn closed(&self, event: &Closed<'_>) {
         self.metrics.closed(event);
+        self.tally(|tally| tally.closed(event));
         self.console.denied(|| event.denial());
         // Lines are made of what serializes; see `write_line`.
         if let Ok(line) = line(event) {
@@ -63,6 +74,12 @@ impl Recorder {
     pub async fn policy(&self, event: &PolicyRead<'_>) -> Result<(), AuditUnavailable> {
         self.metrics.policy_read(event);
         self.audit.write(line(event)?).await
+    }
+
+    fn tally(&self, count: impl FnOnce(&Tally)) {
+        if let Some(tally) = &self.tally {
+            count(tally);
+        }
     }
 
     /// What is measured where there is no event.
@@ -139,6 +156,7 @@ impl Recorder {
     /// A lookup was answered; its line is added to `lines`.
     fn looked_up(&self, event: &Lookup<'_>, lines: &mut Lines) {
         self.metrics.looked_up(event);
+        self.tally(|tally| tally.looked_up(event.0));
         if event.verdict() == Verdict::Deny {
             self.console.denied_one_of_many(|| event.denial());
         }
