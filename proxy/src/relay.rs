@@ -1,5 +1,7 @@
 //! The tunnel: bytes both ways until both ends are done, or somebody ends it.
 
+mod splice;
+
 use std::cell::RefCell;
 use std::io;
 use std::net::Shutdown;
@@ -12,9 +14,13 @@ use tokio::net::TcpStream;
 use crate::flow::Flow;
 use crate::record::EndedBy;
 use crate::upload::Grant;
+use splice::{Pause, Pipe};
 
 /// Bytes moved at a time. The buffer belongs to the thread, not to the tunnel: an idle tunnel holds none.
 const CHUNK: usize = 64 * 1024;
+
+/// Bytes that a direction carries by copying before it is spliced. Below that a pipe costs more than it saves.
+const SPLICED_BEHIND: usize = 1 << 20;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
@@ -112,12 +118,7 @@ async fn up(from: &TcpStream, to: &TcpStream, first: &[u8], flow: &Flow) -> Resu
         write_all(to, granted).await.map_err(|_| Outcome::side(EndedBy::Origin))?;
         stop.map_or(Ok(()), |reason| Err(Outcome::gate(reason)))?;
     }
-    let sides = (EndedBy::Client, EndedBy::Origin);
-    while let Some(rest) = pump(from, to, |bytes| flow.take_up(bytes), sides).await? {
-        write_all(to, &rest.bytes).await.map_err(|_| Outcome::side(EndedBy::Origin))?;
-        rest.stop.map_or(Ok(()), |reason| Err(Outcome::gate(reason)))?;
-    }
-    close_write(to).map_err(|_| Outcome::side(EndedBy::Origin))
+    pass(from, to, |bytes| flow.take_up(bytes), (EndedBy::Client, EndedBy::Origin)).await
 }
 
 async fn down(from: &TcpStream, to: &TcpStream, flow: &Flow) -> Result<(), Outcome> {
@@ -125,10 +126,49 @@ async fn down(from: &TcpStream, to: &TcpStream, flow: &Flow) -> Result<(), Outco
         flow.count_down(bytes);
         Grant { bytes: bytes as u64, stop: None }
     };
-    while let Some(rest) = pump(from, to, count, (EndedBy::Origin, EndedBy::Client)).await? {
-        write_all(to, &rest.bytes).await.map_err(|_| Outcome::side(EndedBy::Client))?;
+    pass(from, to, count, (EndedBy::Origin, EndedBy::Client)).await
+}
+
+/// Passes on what comes from one side until it closes; then the other side is told. `grant` says how many of the bytes
+/// that were read may pass.
+async fn pass(
+    from: &TcpStream,
+    to: &TcpStream,
+    grant: impl Fn(usize) -> Grant,
+    (reader, writer): (EndedBy, EndedBy),
+) -> Result<(), Outcome> {
+    let mut copied = 0;
+    loop {
+        from.readable().await.map_err(|_| Outcome::side(reader))?;
+        if copied >= SPLICED_BEHIND
+            && let Some(pipe) = Pipe::take()
+        {
+            match splice::drain(from, to, pipe, &grant, (reader, writer)).await? {
+                Pause::Empty => continue,
+                Pause::Closed => break,
+            }
+        }
+        match copy(from, to, &grant, (reader, writer))? {
+            Copied::Nothing => {}
+            Copied::Closed => break,
+            Copied::Bytes(bytes, rest) => {
+                copied += bytes;
+                write_all(to, &rest.bytes).await.map_err(|_| Outcome::side(writer))?;
+                rest.stop.map_or(Ok(()), |reason| Err(Outcome::gate(reason)))?;
+            }
+        }
     }
-    close_write(to).map_err(|_| Outcome::side(EndedBy::Client))
+    close_write(to).map_err(|_| Outcome::side(writer))
+}
+
+/// What one turn came to.
+enum Copied {
+    /// There was nothing to be read.
+    Nothing,
+    /// The reader's side has closed.
+    Closed,
+    /// So many bytes were read, of which some are still to be written.
+    Bytes(usize, Rest),
 }
 
 /// Bytes that were read, granted and not yet written. Nearly always empty, and then without an allocation.
@@ -138,39 +178,30 @@ struct Rest {
     stop: Option<Reason>,
 }
 
-/// Moves what is there to be read, through the thread's buffer; none when the reader's side has closed.
-/// `grant` says how many of the bytes may pass.
-async fn pump(
+/// Moves what is there to be read, through the thread's buffer.
+fn copy(
     from: &TcpStream,
     to: &TcpStream,
     grant: impl Fn(usize) -> Grant,
     (reader, writer): (EndedBy, EndedBy),
-) -> Result<Option<Rest>, Outcome> {
-    loop {
-        from.readable().await.map_err(|_| Outcome::side(reader))?;
-        let turn = BUFFER.with_borrow_mut(|buffer| {
-            let read = match from.try_read(buffer) {
-                Ok(read) => buffer.get(..read).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(_) => return Err(Outcome::side(reader)),
-            };
-            if read.is_empty() {
-                return Ok(Some(None));
-            }
-            let Grant { bytes, stop } = grant(read.len());
-            let granted = read.get(..bytes as usize).unwrap_or(read);
-            let written = match to.try_write(granted) {
-                Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(_) => return Err(Outcome::side(writer)),
-            };
-            let bytes = granted.get(written..).unwrap_or_default().to_vec();
-            Ok(Some(Some(Rest { bytes, stop })))
-        })?;
-        if let Some(turn) = turn {
-            return Ok(turn);
-        }
-    }
+) -> Result<Copied, Outcome> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let read = match from.try_read(buffer) {
+            Ok(0) => return Ok(Copied::Closed),
+            Ok(read) => buffer.get(..read).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Copied::Nothing),
+            Err(_) => return Err(Outcome::side(reader)),
+        };
+        let Grant { bytes, stop } = grant(read.len());
+        let granted = read.get(..bytes as usize).unwrap_or(read);
+        let written = match to.try_write(granted) {
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(_) => return Err(Outcome::side(writer)),
+        };
+        let bytes = granted.get(written..).unwrap_or_default().to_vec();
+        Ok(Copied::Bytes(read.len(), Rest { bytes, stop }))
+    })
 }
 
 async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
