@@ -100,6 +100,36 @@ pub fn is_special_prefix(prefix: IpNet) -> bool {
         || SPECIAL.iter().any(|range| range.parse::<IpNet>().is_ok_and(|range| range.contains(&prefix)))
 }
 
+/// Whether packets to this address can be judged by its number alone: of the forms with an IPv4 address inside,
+/// NAT64's well-known prefix. No network carries the others any more (RFC 7526, RFC 4291 §2.5.5.1), and nobody's
+/// rule lists what they reach.
+#[must_use]
+pub(crate) fn is_carried(address: IpAddr) -> bool {
+    judged(address) == address || matches!(address, IpAddr::V6(outer) if outer.to_bits() >> 32 == NAT64 >> 32)
+}
+
+/// The first address of NAT64's well-known prefix, `64:ff9b::/96` (RFC 6052).
+pub(crate) const NAT64: u128 = 0x64_ff9b << 96;
+
+/// Prefixes at whose ends alone the class of an address changes, or whether it [`is_carried`].
+pub(crate) fn boundaries() -> impl Iterator<Item = IpNet> {
+    let texts = SPECIAL.iter().chain(&PRIVATE).chain(&FORMS);
+    texts.filter_map(|range| range.parse().ok()).chain(METADATA.map(IpNet::from))
+}
+
+/// Private ranges, global unicast, and what has an IPv4 address inside, for [`boundaries`].
+const PRIVATE: [&str; 6] =
+    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "2000::/3"];
+const FORMS: [&str; 7] = [
+    "::/127",
+    "::/96",
+    "::ffff:0:0/96",
+    "::ffff:0:0:0/96",
+    "64:ff9b::/96",
+    "2002::/16",
+    "2001::/32",
+];
+
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = address.segments();
     let v4 = |high: u16, low: u16| {

@@ -187,6 +187,12 @@ impl Permit {
         self.destination.host.name()
     }
 
+    /// The addresses that the most specific rule with a word about it gives to the name, so that nobody is asked.
+    #[must_use]
+    pub fn pinned(&self) -> Option<&[IpAddr]> {
+        self.allowed_by.iter().find_map(|id| self.rules.rule(*id)?.terms.reach.pinned())
+    }
+
     /// The one address to vet and dial; none where the name has to be resolved.
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
@@ -298,7 +304,7 @@ impl Permit {
         let lists = |id: &&RuleId| {
             self.rules.rule(**id).is_some_and(|rule| match &rule.terms.reach {
                 Reach::Prefixes(listed) => listed.lists_host(socket.ip()),
-                Reach::Public | Reach::Private => false,
+                Reach::Public | Reach::Private | Reach::Pinned(_) => false,
             })
         };
         match self.allowed_by.iter().find(lists) {

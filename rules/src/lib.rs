@@ -13,6 +13,7 @@ mod index;
 pub mod intercepted;
 pub mod lookup;
 pub mod name;
+pub mod network;
 pub mod pattern;
 pub mod policy;
 pub mod port;
@@ -31,11 +32,12 @@ pub use index::IndexError;
 pub use intercepted::{Intercepted, Seen};
 pub use lookup::{LookupDecision, LookupPermit};
 pub use name::{DomainName, NameError};
+pub use network::{NetworkPlan, NetworkVerdict};
 pub use pattern::{Pattern, PatternError};
 pub use port::{Port, PortError, PortSet};
 pub use ranges::PrefixSet;
 pub use reason::Reason;
 pub use rule::{Protocol, Rule};
 pub use ruleset::{
-    Enforcement, Isolation, Lack, OnRevoke, Request, Revision, RuleSet, RuleSetBuilder, Settings,
+    BeyondWeb, Enforcement, Isolation, Lack, OnRevoke, Request, Revision, RuleSet, RuleSetBuilder, Settings,
 };

@@ -10,7 +10,7 @@ use crate::decision::{Denial, RuleRef};
 use crate::name::DomainName;
 use crate::port::PortSet;
 use crate::reason::Reason;
-use crate::rule::{Action, Opens, Rule, RuleId};
+use crate::rule::{Action, Opens, Protocol, Rule, RuleId};
 use crate::ruleset::{Enforcement, Matches, Revision, RuleSet};
 
 /// What the rules say of a lookup.
@@ -136,6 +136,12 @@ impl LookupPermit {
         self.allowed_by.first().map(|id| self.rules.rule_ref(*id))
     }
 
+    /// The addresses that the most specific rule with a word about it gives to the name, so that nobody is asked.
+    #[must_use]
+    pub fn pinned(&self) -> Option<&[IpAddr]> {
+        self.allowed_by.iter().find_map(|id| self.rules.rule(*id)?.terms.reach.pinned())
+    }
+
     /// Whether records of this type resolve beside A, AAAA, HTTPS and SVCB.
     #[must_use]
     pub fn lists_type(&self, record_type: u16) -> bool {
@@ -155,6 +161,41 @@ impl LookupPermit {
             [] => psl::domain_str(self.name.as_str()).filter(|domain| *domain != self.name.as_str()),
             rules => self.rules.names().wildcard_above(&self.name, rules),
         }
+    }
+
+    /// The ports on which this client may use `address` once it was told it for this name: those of each rule that
+    /// allows the name and takes the address, without those that a deny rule for name or address takes away. Never
+    /// 80 and 443: there a flow says for itself which name it is for. Empty for [`Protocol::Icmp`], which has none,
+    /// and where the mode alone lets the name resolve, for then the mode opens what there is to open.
+    #[must_use]
+    pub fn opens(&self, address: IpAddr, protocol: Protocol, now: Timestamp) -> PortSet {
+        if protocol == Protocol::Icmp {
+            return PortSet::default();
+        }
+        let class = AddressClass::of(address);
+        let allows = self.allowed_by.iter().filter_map(|id| self.rules.rule(*id)).filter(|rule| {
+            rule.terms.opens == Opens::Flows
+                && rule.terms.protocol.contains(protocol)
+                && rule.terms.reach.admits(address, class).is_ok()
+        });
+        let opened: PortSet = allows.map(|rule| &rule.terms.ports).collect();
+        opened.without(&PortSet::web()).without(&self.denied_ports(address, protocol, now))
+    }
+
+    /// The ports that deny rules take away from this name, or from an address. None while they are suspended.
+    fn denied_ports(&self, address: IpAddr, protocol: Protocol, now: Timestamp) -> PortSet {
+        let mut denied = Vec::new();
+        let mut weigh = |id: RuleId| {
+            let Some(rule) = self.rules.rule(id).filter(|rule| holds(rule, self.client, now)) else { return };
+            if rule.terms.action == Action::Deny && rule.terms.protocol.contains(protocol) {
+                denied.push(&rule.terms.ports);
+            }
+        };
+        if self.rules.settings().enforcement == Enforcement::Enforce {
+            self.rules.each_rule_named(&self.name, &mut weigh);
+            self.rules.each_rule_for(address, &mut weigh);
+        }
+        denied.into_iter().collect()
     }
 
     /// Vets an address in an answer: the client may learn what some rule would let it dial.
@@ -328,5 +369,69 @@ outbound_rules:
         assert_eq!(vet("a.example.org", "::ffff:127.0.0.1"), Err(Reason::AddressLoopback));
         assert_eq!(vet("b.example.org", "10.0.0.7"), Ok(()));
         assert_eq!(vet("b.example.org", "9.9.9.9"), Err(Reason::AddressPublic));
+    }
+
+    #[test]
+    fn a_private_endpoint_may_give_its_names_their_addresses_and_then_has_no_others() {
+        let rules = rules(
+            "sources: {training: [10.1.0.0/24]}
+outbound_rules:
+  - name: pinned
+    type: private_endpoint
+    sources: [training]
+    destination:
+      service_resource_id: /subscriptions/s/resourceGroups/g/providers/Microsoft.KeyVault/vaults/mlvault
+      addresses: [10.1.5.4, 'fd00:1::4']
+  - {name: asked, type: fqdn, destination: '*.vault.azure.net', resolves_to: private}
+",
+        );
+        let name = DomainName::parse("mlvault.vault.azure.net").unwrap();
+        let permit = |client: &str| {
+            rules.decide_lookup(client.parse().unwrap(), &name, NOW).into_permit().unwrap()
+        };
+        let addresses: [IpAddr; 2] = ["10.1.5.4", "fd00:1::4"].map(|address| address.parse().unwrap());
+        assert_eq!(permit("10.1.0.4").pinned(), Some(&addresses[..]));
+        assert_eq!(permit("10.2.0.4").pinned(), None, "the rule is not for this client");
+        for address in addresses {
+            assert_eq!(permit("10.1.0.4").vet(address, NOW).map_err(|denial| denial.reason), Ok(()));
+        }
+        let pinned = rules.rules().iter().find(|rule| &*rule.name == "pinned").unwrap();
+        for other in ["10.1.5.5", "9.9.9.9", "127.0.0.1"] {
+            let (other, class) = (other.parse().unwrap(), AddressClass::of(other.parse().unwrap()));
+            assert_eq!(pinned.terms.reach.admits(other, class), Err(Reason::AddressNotInRule));
+        }
+    }
+
+    #[test]
+    fn a_told_address_opens_the_ports_of_the_rules_that_take_it() {
+        let text = "outbound_rules:
+  - {name: db, type: fqdn, destination: db.example.org, protocol: '*', ports: [443, 5432]}
+  - {name: inside, type: fqdn, destination: db.example.org, protocol: UDP, ports: [7], resolves_to: private}
+  - {name: ntp, type: fqdn, destination: '*.example.org', protocol: UDP, ports: [80, '123', 5432-5440]}
+  - {name: other, type: fqdn, destination: db.example.org, protocol: UDP, ports: [9], sources: [10.9.0.0/16]}
+  - {name: no-name, action: deny, type: fqdn, destination: db.example.org, protocol: UDP, ports: [5435-5436]}
+  - {name: no-address, action: deny, type: address, destination: {addresses: [8.8.8.8], protocol: '*', port_ranges: '123'}}
+  - {name: dc, type: resolve, destination: dc.example.org}
+";
+        let opens = |text: &str, name: &str, address: &str, protocol| {
+            let name = DomainName::parse(name).unwrap();
+            let permit = rules(text).decide_lookup([10, 0, 0, 1].into(), &name, NOW).into_permit().unwrap();
+            permit.opens(address.parse().unwrap(), protocol, NOW).to_string()
+        };
+        for (name, address, protocol, ports) in [
+            ("db.example.org", "8.8.4.4", Protocol::Udp, "123, 5432-5434, 5437-5440"),
+            ("db.example.org", "8.8.8.8", Protocol::Udp, "5432-5434, 5437-5440"),
+            ("db.example.org", "10.0.0.7", Protocol::Udp, "7"),
+            ("db.example.org", "8.8.4.4", Protocol::Tcp, "5432"),
+            ("db.example.org", "8.8.4.4", Protocol::Icmp, ""),
+            ("a.example.org", "8.8.4.4", Protocol::Udp, "123, 5432-5440"),
+            ("a.example.org", "8.8.4.4", Protocol::Tcp, ""),
+        ] {
+            assert_eq!(opens(text, name, address, protocol), ports, "{name} {address} {protocol:?}");
+        }
+        let report = format!("enforcement: report\n{text}");
+        assert_eq!(opens(&report, "db.example.org", "8.8.8.8", Protocol::Udp), "123, 5432-5440");
+        let internet = "isolation_mode: allow_internet_outbound\n";
+        assert_eq!(opens(internet, "db.example.org", "8.8.8.8", Protocol::Udp), "");
     }
 }

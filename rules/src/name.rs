@@ -135,18 +135,19 @@ fn check(name: &str) -> Result<(), NameError> {
     if name.len() > MAX_NAME {
         return Err(NameError::TooLong);
     }
-    let mut last = "";
-    for label in name.split('.') {
+    let mut last: &[u8] = &[];
+    // Not by `str::split`: its search is made for long texts, and took a quarter of the time.
+    for label in name.as_bytes().split(|byte| *byte == b'.') {
         check_label(label)?;
         last = label;
     }
     if ends_in_number(last) { Err(NameError::Numeric) } else { Ok(()) }
 }
 
-fn check_label(label: &str) -> Result<(), NameError> {
+fn check_label(label: &[u8]) -> Result<(), NameError> {
     match label.len() {
         0 => Err(NameError::EmptyLabel),
-        1..=MAX_LABEL if label.starts_with('-') || label.ends_with('-') => Err(NameError::Hyphen),
+        1..=MAX_LABEL if label.starts_with(b"-") || label.ends_with(b"-") => Err(NameError::Hyphen),
         1..=MAX_LABEL => Ok(()),
         _ => Err(NameError::LabelTooLong),
     }
@@ -164,12 +165,12 @@ fn foreign(byte: u8) -> Option<NameError> {
     }
 }
 
-fn ends_in_number(label: &str) -> bool {
-    let digits = label.bytes().all(|byte| byte.is_ascii_digit());
+fn ends_in_number(label: &[u8]) -> bool {
+    let digits = label.iter().all(u8::is_ascii_digit);
     let hex = label
-        .strip_prefix("0x")
-        .or_else(|| label.strip_prefix("0X"))
-        .is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        .strip_prefix(b"0x")
+        .or_else(|| label.strip_prefix(b"0X"))
+        .is_some_and(|rest| rest.iter().all(u8::is_ascii_hexdigit));
     digits || hex
 }
 

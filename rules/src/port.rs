@@ -78,7 +78,7 @@ pub enum PortError {
 }
 
 /// A set of ports, as sorted ranges that neither touch nor overlap.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct PortSet(Vec<RangeInclusive<u16>>);
 
 impl PortSet {
@@ -106,6 +106,26 @@ impl PortSet {
         *self == Self::all()
     }
 
+    /// Whether no port is in the set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many ports are in the set.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.iter().map(ExactSizeIterator::len).sum()
+    }
+
+    /// The ports of this set that are not in `other`.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        other.0.iter().fold(self.clone(), |left, out| {
+            Self(left.0.iter().flat_map(|range| cut_out(range, out)).collect())
+        })
+    }
+
     /// Whether every port of `other` is in this set.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
@@ -129,6 +149,16 @@ impl PortSet {
     pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<u16>> {
         self.0.iter().cloned()
     }
+}
+
+/// What is left of a range below and above another one.
+fn cut_out(
+    range: &RangeInclusive<u16>,
+    out: &RangeInclusive<u16>,
+) -> impl Iterator<Item = RangeInclusive<u16>> {
+    let below = out.start().checked_sub(1).map(|end| *range.start()..=end.min(*range.end()));
+    let above = out.end().checked_add(1).map(|start| start.max(*range.start())..=*range.end());
+    below.into_iter().chain(above).filter(|left| !left.is_empty())
 }
 
 /// Sorts ranges and joins those that touch or overlap.
@@ -252,6 +282,20 @@ mod tests {
         assert!(PortSet::parse("1-65535").unwrap().is_all());
         assert!(set.covers(&PortSet::web()));
         assert!(!PortSet::web().covers(&set));
+    }
+
+    #[test]
+    fn ports_are_taken_out_of_a_set() {
+        let without = |all: &str, out: &str| {
+            PortSet::parse(all).unwrap().without(&PortSet::parse(out).unwrap()).to_string()
+        };
+        assert_eq!(without("80,443,5432", "80,443"), "5432");
+        assert_eq!(without("*", "80, 443"), "1-79, 81-442, 444-65535");
+        assert_eq!(without("10-20", "1-12,15,19-30"), "13-14, 16-18");
+        assert_eq!(without("1,65535", "2-65534"), "1, 65535");
+        let none = PortSet::web().without(&PortSet::all());
+        assert!(none.is_empty());
+        assert_eq!(PortSet::all().len(), 65535);
     }
 
     #[test]

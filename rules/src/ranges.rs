@@ -124,6 +124,12 @@ impl<T: Copy + Ord> PrefixMap<T> {
         self.v4.starts.is_empty() && self.v6.starts.is_empty()
     }
 
+    /// The addresses at which the values change, in order, IPv4 first.
+    pub(crate) fn cuts(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.v4.starts.iter().map(|start| IpAddr::V4(address_v4(*start)));
+        v4.chain(self.v6.starts.iter().map(|start| IpAddr::V6(address_v6(*start))))
+    }
+
     fn v4_set(&self, address: u32) -> u32 {
         let block = (address >> 16) as usize;
         match (self.blocks.get(block), self.blocks.get(block + 1)) {

@@ -63,6 +63,8 @@ reasons! {
     RuleExpired = "rule-expired", 403, HttpRequestDenied, "the rule that allowed it has expired";
     /// The rule lets the name be resolved and opens nothing.
     ResolveOnly = "resolve-only", 403, HttpRequestDenied, "the rule lets the name be resolved and opens no connection";
+    /// UDP to port 443, and no rule takes it by address: `allow_internet_outbound` does not open it.
+    Quic = "quic", 403, HttpRequestDenied, "no rule takes QUIC to this address, and over TCP the name can be seen";
     /// The listener does not serve this client at all.
     ClientNotServed = "client-not-served", 403, HttpRequestDenied, "this listener does not serve the client's address";
 

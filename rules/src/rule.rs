@@ -16,6 +16,14 @@ use crate::reason::Reason;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct RuleId(pub(crate) u32);
 
+impl RuleId {
+    /// The number, from 0 in the order of the policy.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// One rule: what it is called, where it stands, and its terms.
 #[derive(Clone, Debug)]
 pub struct Rule {
@@ -63,6 +71,8 @@ pub struct Terms {
     pub sni: SniCheck,
     /// Whether every port wants TLS, not 443 alone.
     pub tls_only: bool,
+    /// Whether the kernel of a transparent gate passes the rule's TCP by itself: `offload: kernel`.
+    pub offload: bool,
     /// Whether a flow to one of the rule's addresses whose name can be seen must carry one of the rule's
     /// names: an address rule with `names:`.
     pub bound_to_names: bool,
@@ -186,6 +196,18 @@ impl Sources {
             Self::Only { prefixes, .. } => prefixes.contains(client.to_canonical()),
         }
     }
+
+    /// Whether every client among `other` is among these.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Everyone, _) => true,
+            (Self::Only { .. }, Self::Everyone) => false,
+            (Self::Only { prefixes: these, .. }, Self::Only { prefixes: others, .. }) => {
+                Arc::ptr_eq(these, others) || others.prefixes().all(|prefix| these.covers(prefix))
+            }
+        }
+    }
 }
 
 /// The addresses that a rule takes.
@@ -197,9 +219,20 @@ pub enum Reach {
     Private,
     /// Addresses in these prefixes.
     Prefixes(Arc<ListedPrefixes>),
+    /// These addresses, which the rule gives to its names: nobody is asked for them.
+    Pinned(Arc<[IpAddr]>),
 }
 
 impl Reach {
+    /// The addresses that the rule gives to its names, where it does.
+    #[must_use]
+    pub fn pinned(&self) -> Option<&[IpAddr]> {
+        match self {
+            Self::Pinned(pinned) => Some(pinned),
+            Self::Public | Self::Private | Self::Prefixes(_) => None,
+        }
+    }
+
     /// Whether the rule takes `address` of this class, and if not, why.
     ///
     /// # Errors
@@ -214,6 +247,8 @@ impl Reach {
             }
             Self::Prefixes(listed) if !listed.contains(address) => Err(Reason::AddressNotInRule),
             Self::Prefixes(_) => Ok(()),
+            Self::Pinned(pinned) if pinned.contains(&address.to_canonical()) => Ok(()),
+            Self::Pinned(_) => Err(Reason::AddressNotInRule),
         }
     }
 }
@@ -245,6 +280,11 @@ impl ListedPrefixes {
     #[must_use]
     pub fn set(&self) -> &PrefixSet {
         &self.all
+    }
+
+    /// Those of the prefixes that lie wholly inside a special range.
+    pub(crate) fn special(&self) -> &PrefixSet {
+        &self.special
     }
 
     /// Whether a prefix was listed for the sake of special addresses such as this one. A metadata address

@@ -15,6 +15,7 @@ use crate::destination::{Destination, Host};
 use crate::index::{IndexError, NameIndex, NameIndexBuilder};
 use crate::name::DomainName;
 use crate::pattern::Pattern;
+use crate::port::PortSet;
 use crate::ranges::PrefixMap;
 use crate::reason::Reason;
 use crate::rule::{Action, Opens, Protocol, Rule, RuleId, Terms};
@@ -37,7 +38,40 @@ pub struct RuleSet {
     common_terms: CommonTerms,
     names: NameIndex,
     addresses: PrefixMap<RuleId>,
+    beyond_web: BeyondWeb,
     settings: Settings,
+}
+
+/// What allow rules open by name other than TCP to ports 80 and 443, where a flow says itself which name it is for.
+#[derive(Clone, Default, Debug)]
+pub struct BeyondWeb {
+    /// The names that rules write out, each with its rule.
+    pub names: Vec<(DomainName, RuleId)>,
+    /// The rules for any name that fits a wildcard.
+    pub wildcards: Vec<RuleId>,
+    /// The rules among all of these that open UDP.
+    pub datagrams: Vec<RuleId>,
+}
+
+impl BeyondWeb {
+    fn note(&mut self, id: RuleId, terms: &Terms, pattern: &Pattern) {
+        let datagrams = terms.protocol.contains(Protocol::Udp);
+        let streams = terms.protocol.contains(Protocol::Tcp) && !PortSet::web().covers(&terms.ports);
+        let opens = terms.action == Action::Allow && terms.opens == Opens::Flows && !terms.bound_to_names;
+        if !opens || !(datagrams || streams) {
+            return;
+        }
+        match pattern {
+            Pattern::Exact(name) => self.names.push((name.clone(), id)),
+            Pattern::Below(_) | Pattern::InLabel(_) if self.wildcards.last() != Some(&id) => {
+                self.wildcards.push(id);
+            }
+            Pattern::Below(_) | Pattern::InLabel(_) => {}
+        }
+        if datagrams && self.datagrams.last() != Some(&id) {
+            self.datagrams.push(id);
+        }
+    }
 }
 
 /// What a policy says beside its rules.
@@ -103,6 +137,15 @@ impl Revision {
     #[must_use]
     pub const fn new(bytes: [u8; 6]) -> Self {
         Self(bytes)
+    }
+
+    /// Reads a revision as it is shown: twelve hexadecimal digits.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let number = u64::from_str_radix(text, 16).ok().filter(|_| digits && text.len() == 12)?;
+        let [_, _, bytes @ ..] = number.to_be_bytes();
+        Some(Self(bytes))
     }
 }
 
@@ -220,6 +263,19 @@ impl RuleSet {
         &self.rules
     }
 
+    /// The rule with this number, as [`RuleId::number`] gives it.
+    #[must_use]
+    pub fn rule_numbered(self: &Arc<Self>, number: u32) -> Option<RuleRef> {
+        let id = RuleId(number);
+        self.rule(id).map(|_| self.rule_ref(id))
+    }
+
+    /// What is opened by name other than TCP to ports 80 and 443.
+    #[must_use]
+    pub fn beyond_web(&self) -> &BeyondWeb {
+        &self.beyond_web
+    }
+
     /// The next moment after `now` at which a rule expires: then open flows have to be decided again.
     #[must_use]
     pub fn next_expiry(&self, now: Timestamp) -> Option<Timestamp> {
@@ -228,6 +284,11 @@ impl RuleSet {
 
     pub(crate) fn rule(&self, id: RuleId) -> Option<&Rule> {
         self.rules.get(id.0 as usize)
+    }
+
+    /// The addresses at which the rules that speak of an address change.
+    pub(crate) fn address_cuts(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.cuts()
     }
 
     fn terms(&self, id: RuleId) -> Option<&Terms> {
@@ -380,6 +441,7 @@ pub struct RuleSetBuilder {
     rules: Vec<Rule>,
     names: NameIndexBuilder,
     addresses: Vec<(IpNet, RuleId)>,
+    beyond_web: BeyondWeb,
 }
 
 impl RuleSetBuilder {
@@ -401,6 +463,9 @@ impl RuleSetBuilder {
     /// # Errors
     /// When the names no longer fit the index.
     pub fn add_name(&mut self, rule: RuleId, pattern: &Pattern) -> Result<(), IndexError> {
+        if let Some(found) = self.rules.get(rule.0 as usize) {
+            self.beyond_web.note(rule, &found.terms, pattern);
+        }
         self.names.add(pattern, rule)
     }
 
@@ -418,7 +483,8 @@ impl RuleSetBuilder {
         let name = |id: &RuleId| rules.get(id.0 as usize).map(|rule| &rule.name);
         let names = self.names.build(|a, b| name(a).cmp(&name(b)).then(a.cmp(b)))?;
         let common_terms = rules.iter().map(|rule| &rule.terms).collect();
-        Ok(RuleSet { names, addresses: self.addresses.into_iter().collect(), settings, rules, common_terms })
+        let (addresses, beyond_web) = (self.addresses.into_iter().collect(), self.beyond_web);
+        Ok(RuleSet { names, addresses, beyond_web, settings, rules, common_terms })
     }
 
     fn finish_empty(self) -> RuleSet {
@@ -427,6 +493,7 @@ impl RuleSetBuilder {
             common_terms: CommonTerms::default(),
             names: NameIndex::default(),
             addresses: std::iter::empty().collect(),
+            beyond_web: BeyondWeb::default(),
             settings: Settings::default(),
         }
     }

@@ -217,6 +217,7 @@ fn allow_all() -> Terms {
         reach: Reach::Public,
         sni: SniCheck::Match,
         tls_only: false,
+        offload: false,
         bound_to_names: false,
         expires: None,
         max_upload: None,

@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::address::AddressClass;
 use crate::document::{
     Diagnostic, FileId, Mistake, Placed, Report, Span, nearest, parse_at, plural, prefix, quoted, suggestion,
 };
@@ -192,7 +194,7 @@ impl<'c, 'r> Compiler<'c, 'r> {
         };
         let names = self.names(raw, endpoint.as_ref(), origin);
         let Ok(prefixes) = self.prefixes(raw, origin) else { return };
-        let Some(terms) = self.terms(raw, endpoint, &prefixes) else { return };
+        let Some(terms) = self.terms(raw, endpoint, &prefixes, origin) else { return };
         // Without the names that it is bound to, a rule would open its prefixes to all names.
         let unbound = !raw.names.is_empty() && names.is_empty();
         if unbound || (names.is_empty() && prefixes.is_empty() && raw.name_files.is_empty()) {
@@ -403,13 +405,30 @@ impl<'c, 'r> Compiler<'c, 'r> {
         }
     }
 
-    fn terms(&mut self, raw: &RawRule, endpoint: Option<Endpoint>, prefixes: &[IpNet]) -> Option<Terms> {
+    /// The addresses of a private endpoint: those that the rule gives, or else any private one.
+    fn endpoint_addresses(&mut self, raw: &RawRule, origin: Origin) -> Option<Reach> {
+        let written = raw.endpoint.iter().flat_map(|endpoint| &endpoint.addresses);
+        let mut pinned = Vec::new();
+        for written in written {
+            let text = self.fill(written, origin).ok()?;
+            pinned.push(parse_at(self.report, &text, written.span, private_address)?.value);
+        }
+        Some(if pinned.is_empty() { Reach::Private } else { Reach::Pinned(pinned.into()) })
+    }
+
+    fn terms(
+        &mut self,
+        raw: &RawRule,
+        endpoint: Option<Endpoint>,
+        prefixes: &[IpNet],
+        origin: Origin,
+    ) -> Option<Terms> {
         let sources = self.sources(raw);
         let flow = self.flow(raw, endpoint);
         let (protocol, ports) = flow?;
         let reach = match (raw.kind, &raw.resolves_to) {
             (Kind::ServiceTag | Kind::Address, _) => listed(prefixes),
-            (Kind::PrivateEndpoint, _) => Reach::Private,
+            (Kind::PrivateEndpoint, _) => self.endpoint_addresses(raw, origin)?,
             (Kind::Fqdn | Kind::Resolve, None) => Reach::Public,
             (Kind::Fqdn | Kind::Resolve, Some(given)) => match &given.value {
                 ResolvesTo::Public => Reach::Public,
@@ -426,6 +445,7 @@ impl<'c, 'r> Compiler<'c, 'r> {
             reach,
             sni: raw.sni,
             tls_only: raw.tls_only,
+            offload: raw.offload.is_some(),
             bound_to_names: matches!(raw.kind, Kind::ServiceTag | Kind::Address) && !raw.names.is_empty(),
             expires: raw.expires.map(|expires| expires.value),
             max_upload: raw.max_upload,
@@ -624,6 +644,18 @@ fn address_or_prefix(text: &str) -> Result<IpNet, Mistake> {
     })
 }
 
+/// An address of a private endpoint.
+fn private_address(text: &str) -> Result<IpAddr, Mistake> {
+    let hint = "an endpoint's address is one of your own network, as in `addresses: [10.1.5.4]`";
+    let mistake = |what: &str| Mistake::new(format!("{} is not {what}", quoted(text)), hint);
+    let address = text.parse::<IpAddr>().map_err(|_| mistake("an address"))?.to_canonical();
+    if AddressClass::of(address) == AddressClass::Private {
+        Ok(address)
+    } else {
+        Err(mistake("a private address"))
+    }
+}
+
 fn listed(prefixes: &[IpNet]) -> Reach {
     Reach::Prefixes(Arc::new(prefixes.iter().copied().collect::<ListedPrefixes>()))
 }
@@ -653,7 +685,7 @@ impl Shared {
 fn fingerprint(terms: &Terms) -> u64 {
     let mut hasher = DefaultHasher::new();
     (terms.action, terms.opens, terms.protocol, &terms.ports, terms.sni, terms.tls_only).hash(&mut hasher);
-    (terms.bound_to_names, terms.expires, terms.max_upload, terms.max_upload_per_hour).hash(&mut hasher);
+    (terms.bound_to_names, terms.offload, terms.expires, terms.max_upload, terms.max_upload_per_hour).hash(&mut hasher);
     terms.record_types.hash(&mut hasher);
     if let Sources::Only { groups, .. } = &terms.sources {
         groups.hash(&mut hasher);
@@ -662,6 +694,7 @@ fn fingerprint(terms: &Terms) -> u64 {
         Reach::Public => 0_u8.hash(&mut hasher),
         Reach::Private => 1_u8.hash(&mut hasher),
         Reach::Prefixes(listed) => listed.set().hash(&mut hasher),
+        Reach::Pinned(pinned) => pinned.hash(&mut hasher),
     }
     hasher.finish()
 }

@@ -17,6 +17,7 @@ use super::raw::{Access, Kind, RawRule, ResolvesTo, some_of};
 use super::stores;
 use crate::document::{Report, Severity, Span, quoted};
 
+mod kernel;
 mod shadow;
 
 use shadow::Shadows;
@@ -41,6 +42,7 @@ struct Seen {
     action: Action,
     access: Option<Access>,
     limited: bool,
+    offload: Option<Span>,
     wide_reach: Option<Span>,
     patterns: Vec<Pattern>,
     names: usize,
@@ -85,6 +87,7 @@ impl Lint {
             action: raw.action,
             access: raw.access,
             limited: raw.max_upload.is_some() || raw.max_upload_per_hour.is_some(),
+            offload: raw.offload,
             wide_reach: raw.resolves_to.as_ref().and_then(|reach| match &reach.value {
                 ResolvesTo::Prefixes(prefixes) if prefixes.iter().any(spans_private_and_public) => {
                     Some(reach.span)
@@ -141,6 +144,7 @@ impl Lint {
             wide(report, rule);
             if rule.action == Action::Allow {
                 useless(report, &mut shadows, rule, &terms);
+                kernel::out_of_sight(report, rules, &self.rules, rule, &terms);
             }
         }
         self.stores_of_presets(report, presets);

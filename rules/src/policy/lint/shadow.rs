@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{KEPT_NAMES, Seen};
 use crate::name::DomainName;
 use crate::pattern::Pattern;
-use crate::rule::{Action, Opens, Protocols, Reach, RuleId, Sources, Terms};
+use crate::rule::{Action, Opens, Protocols, Reach, RuleId, Terms};
 use crate::ruleset::RuleSet;
 
 /// Rules that are looked at, all names together, to find those that make others useless. Where a great many
@@ -108,19 +108,13 @@ fn allows_all_of(wide: &Terms, narrow: &Terms) -> bool {
         && (wide.opens == Opens::Flows || narrow.opens == Opens::Lookups)
         && takes_addresses(&wide.reach, &narrow.reach)
         && wide.bound_to_names == narrow.bound_to_names
-        && (wide.sni, wide.tls_only) == (narrow.sni, narrow.tls_only)
+        && (wide.sni, wide.tls_only, wide.offload) == (narrow.sni, narrow.tls_only, narrow.offload)
         && (wide.max_upload, wide.max_upload_per_hour) == (narrow.max_upload, narrow.max_upload_per_hour)
         && narrow.record_types.iter().all(|number| wide.record_types.contains(number))
 }
 
 fn takes_whom_and_how(wide: &Terms, narrow: &Terms) -> bool {
-    let sources = match (&wide.sources, &narrow.sources) {
-        (Sources::Everyone, _) => true,
-        (Sources::Only { .. }, Sources::Everyone) => false,
-        (Sources::Only { prefixes: wide, .. }, Sources::Only { prefixes: narrow, .. }) => {
-            Arc::ptr_eq(wide, narrow) || narrow.prefixes().all(|prefix| wide.covers(prefix))
-        }
-    };
+    let sources = wide.sources.covers(&narrow.sources);
     let protocol = wide.protocol == Protocols::Any || wide.protocol == narrow.protocol;
     let lasts = wide.expires.is_none_or(|wide| narrow.expires.is_some_and(|narrow| narrow <= wide));
     // What only looks names up asks for no port.
@@ -134,6 +128,7 @@ fn takes_addresses(wide: &Reach, narrow: &Reach) -> bool {
         (Reach::Prefixes(wide), Reach::Prefixes(narrow)) => {
             Arc::ptr_eq(wide, narrow) || narrow.set().prefixes().all(|prefix| wide.set().covers(prefix))
         }
-        (Reach::Public | Reach::Private | Reach::Prefixes(_), _) => false,
+        (Reach::Pinned(wide), Reach::Pinned(narrow)) => wide == narrow,
+        (Reach::Public | Reach::Private | Reach::Prefixes(_) | Reach::Pinned(_), _) => false,
     }
 }

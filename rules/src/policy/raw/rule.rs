@@ -28,6 +28,8 @@ pub(crate) struct RawRule {
     pub(crate) record_types: Vec<u16>,
     pub(crate) sni: SniCheck,
     pub(crate) tls_only: bool,
+    /// `offload: kernel`, and where it stands.
+    pub(crate) offload: Option<Span>,
     pub(crate) expires: Option<Placed<Timestamp>>,
     pub(crate) max_upload: Option<u64>,
     pub(crate) max_upload_per_hour: Option<u64>,
@@ -59,11 +61,12 @@ impl Kind {
     }
 }
 
-/// What `service_resource_id` and `subresource_target` say.
+/// What `service_resource_id`, `subresource_target` and `addresses` say.
 #[derive(Debug)]
 pub(crate) struct RawEndpoint {
     pub(crate) resource: Placed<String>,
     pub(crate) subresource: Option<Placed<String>>,
+    pub(crate) addresses: Vec<Placed<String>>,
 }
 
 /// `resolves_to`: which addresses a name may have.
@@ -86,13 +89,14 @@ const ACCESS: [(&str, Access); 3] =
     [("read", Access::Read), ("write", Access::Write), ("read-write", Access::ReadWrite)];
 const ACTIONS: [(&str, Action); 2] = [("allow", Action::Allow), ("deny", Action::Deny)];
 const SNI: [(&str, SniCheck); 2] = [("match", SniCheck::Match), ("any", SniCheck::Any)];
+const OFFLOAD: [(&str, ()); 1] = [("kernel", ())];
 const BOOLEAN: [(&str, bool); 2] = [("true", true), ("false", false)];
 
 /// What exports say of a rule beside what it does.
 const READ_ONLY: [&str; 4] = ["category", "status", "parent_rule_names", "error_information"];
 
 /// A key of a rule, the types it has a meaning in, and whether it has one in a deny rule.
-const KEYS: [(&str, &[Kind], bool); 22] = {
+const KEYS: [(&str, &[Kind], bool); 23] = {
     use Kind::{Address, Fqdn, PrivateEndpoint, Resolve, ServiceTag};
     const ALL: &[Kind] = &Kind::ALL;
     const FLOWS: &[Kind] = &[Fqdn, ServiceTag, PrivateEndpoint, Address];
@@ -112,6 +116,7 @@ const KEYS: [(&str, &[Kind], bool); 22] = {
         ("record_types", ALL, false),
         ("sni", FLOWS, false),
         ("tls_only", FLOWS, false),
+        ("offload", BY_ADDRESS, false),
         ("expires", ALL, true),
         ("max_upload", FLOWS, false),
         ("max_upload_per_hour", FLOWS, false),
@@ -158,13 +163,36 @@ pub(super) fn read(
         record_types: record_types(report, &fields),
         sni: fields.word(report, "sni", &SNI).map_or(SniCheck::Match, |sni| sni.value),
         tls_only: fields.word(report, "tls_only", &BOOLEAN).is_some_and(|only| only.value),
+        offload: fields.word(report, "offload", &OFFLOAD).map(|kernel| kernel.span),
         expires: fields.parsed(report, "expires", values::expiry),
         max_upload: fields.parsed(report, "max_upload", size).map(|size| size.value),
         max_upload_per_hour: fields.parsed(report, "max_upload_per_hour", size).map(|size| size.value),
         access: fields.word(report, "access", &ACCESS).map(|access| access.value),
     };
     destination(report, &fields, &mut rule);
+    check_offload(report, &rule);
     Some(rule)
+}
+
+/// What the kernel passes nobody looks into: a rule that wants more than addresses and ports cannot have both.
+fn check_offload(report: &mut Report, rule: &RawRule) {
+    let Some(span) = rule.offload else { return };
+    if rule.protocol.is_some_and(|protocol| !protocol.value.contains(Protocol::Tcp)) {
+        report
+            .error(span, "`offload` is for TCP, and the rule is for another protocol")
+            .hint("leave it out: what is not TCP the kernel passes in any case");
+    }
+    let wants = [
+        (!rule.names.is_empty(), "`names`"),
+        (rule.tls_only, "`tls_only`"),
+        (rule.max_upload.is_some(), "`max_upload`"),
+        (rule.max_upload_per_hour.is_some(), "`max_upload_per_hour`"),
+    ];
+    for (_, key) in wants.iter().filter(|(wanted, _)| *wanted) {
+        report
+            .error(span, format!("the kernel cannot hold what {key} says"))
+            .hint("leave one of the two out: without `offload` the gate itself passes the rule's TCP");
+    }
 }
 
 fn rule_name(report: &mut Report, fields: &Fields<'_>, key: Option<&Key>) -> Option<Placed<Arc<str>>> {
@@ -332,7 +360,7 @@ fn private_endpoint(report: &mut Report, node: &Node, rule: &mut RawRule) {
     inner_keys(
         report,
         &fields,
-        &["service_resource_id", "subresource_target", "spark_enabled", "spark_status", "fqdns"],
+        &["service_resource_id", "subresource_target", "spark_enabled", "spark_status", "fqdns", "addresses"],
     );
     let given = |node: &&Node| {
         !matches!(&node.value, Value::Null) && !matches!(&node.value, Value::List(items) if items.is_empty())
@@ -344,8 +372,16 @@ fn private_endpoint(report: &mut Report, node: &Node, rule: &mut RawRule) {
         .get("subresource_target")
         .filter(given)
         .and_then(|_| fields.string(report, "subresource_target"));
+    let addresses = fields.texts(report, "addresses").unwrap_or_default();
+    if rule.action == Action::Deny
+        && let Some(first) = addresses.first()
+    {
+        report
+            .error(first.span, "addresses have no meaning in a deny rule")
+            .hint("leave them out: the names are denied whatever they resolve to");
+    }
     match fields.string(report, "service_resource_id") {
-        Some(resource) => rule.endpoint = Some(RawEndpoint { resource, subresource }),
+        Some(resource) => rule.endpoint = Some(RawEndpoint { resource, subresource, addresses }),
         None if fields.get("service_resource_id").is_some() => {}
         None => {
             report
