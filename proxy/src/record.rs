@@ -4,6 +4,7 @@
 //! is not printable ASCII is escaped. No record has credentials or a query string in it.
 
 pub(crate) mod dns;
+pub(crate) mod network;
 
 use std::fmt;
 use std::io;
@@ -18,6 +19,8 @@ use serde_json::ser::Formatter;
 use crate::hello::ClientHello;
 use crate::session::Session;
 pub(crate) use dns::Lookup;
+pub use network::IpProtocol;
+pub(crate) use network::{Forwarded, ForwardedClosed, Untold};
 
 /// The version of the records' schema: `"v"`. It grows when a field changes its meaning or goes.
 const SCHEMA: u8 = 1;
@@ -43,13 +46,15 @@ pub enum Kind {
     Tls,
     /// A transparent flow judged by its original destination.
     Tcp,
+    /// What the kernel passes or refuses by itself.
+    Network,
     /// A lookup.
     Dns,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: &'static [Self] = &[Self::Connect, Self::Http, Self::Tls, Self::Tcp, Self::Dns];
+    pub const ALL: &'static [Self] = &[Self::Connect, Self::Http, Self::Tls, Self::Tcp, Self::Network, Self::Dns];
 
     /// The word that records and metrics use.
     #[must_use]
@@ -59,6 +64,7 @@ impl Kind {
             Self::Http => "http",
             Self::Tls => "tls",
             Self::Tcp => "tcp",
+            Self::Network => "network",
             Self::Dns => "dns",
         }
     }

@@ -2,10 +2,13 @@
 
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use outgate_dns::AnsweredBy;
-use outgate_dns::event::{Answered, AskedName};
-use outgate_rules::{Enforcement, Reason};
+use outgate_dns::event::{Answered, Asked, AskedName, Transport};
+use outgate_rules::{Enforcement, Reason, Revision, RuleRef};
 use serde::ser::{Serialize, Serializer};
 
 use super::{MAX_ASKED, RuleEntry, SCHEMA, Verdict, cut, write_value};
@@ -13,6 +16,14 @@ use super::{MAX_ASKED, RuleEntry, SCHEMA, Verdict, cut, write_value};
 /// A lookup of a client, as it is put on record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lookup<'a>(pub(crate) &'a Answered);
+
+/// What lookups are counted by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LookupLabels {
+    pub(crate) reason: Reason,
+    pub(crate) transport: Transport,
+    pub(crate) answered_by: &'static str,
+}
 
 impl Lookup<'_> {
     /// The verdict.
@@ -29,6 +40,20 @@ impl Lookup<'_> {
             Some(AnsweredBy::Upstream(_)) => "upstream",
             Some(AnsweredBy::Nobody) => "nobody",
             None => "gate",
+        }
+    }
+
+    /// How it is counted.
+    pub(crate) fn labels(&self) -> LookupLabels {
+        let Answered { reason, transport, .. } = *self.0;
+        LookupLabels { reason, transport, answered_by: self.answered_by() }
+    }
+
+    /// How long upstreams took, if they were asked.
+    pub(crate) fn resolved_in(&self) -> Option<Duration> {
+        match self.0.from {
+            Some(AnsweredBy::Upstream(_) | AnsweredBy::Nobody) => Some(self.0.took),
+            Some(AnsweredBy::Fixed | AnsweredBy::Cache | AnsweredBy::Stale) | None => None,
         }
     }
 
@@ -57,54 +82,166 @@ impl Lookup<'_> {
     }
 }
 
-impl Lookup<'_> {
-    /// Appends the record: one line of ASCII with its line feed. There may be some 100,000 a second, so it is
-    /// put together here and not by a serializer; what others wrote goes through the one that the other records
-    /// go through.
+/// Writes the records of lookups. There may be some 100,000 a second, so a record is put together here and not by a
+/// serializer, and what it has in common with the one before is put into words once: a record takes 0.1 µs, and took
+/// 0.5 µs by `write!`. What others wrote goes through the serializer that the other records go through.
+#[derive(Debug, Default)]
+pub(crate) struct Pen {
+    time: Worded<Timestamp>,
+    client: Worded<IpAddr>,
+    rule: Worded<RuleKey>,
+    revision: Worded<Revision>,
+}
+
+impl Pen {
+    /// Appends the record: one line of ASCII with its line feed.
     ///
     /// # Errors
-    /// None that a vector can cause; the signature is the writer's.
-    pub(crate) fn write_line(&self, line: &mut Vec<u8>) -> io::Result<()> {
-        let event = self.0;
-        write!(line, r#"{{"v":{SCHEMA},"time":"{:.6}","event":"decision","kind":"dns""#, event.time)?;
-        let (ip, port, transport) = (event.client.ip(), event.client.port(), event.transport.name());
-        write!(line, r#","listener":"dns","client":"{ip}","client_port":{port},"transport":"{transport}""#)?;
+    /// None that a vector can cause; the signature is the serializer's.
+    pub(crate) fn write_line(&mut self, lookup: &Lookup<'_>, line: &mut Vec<u8>) -> io::Result<()> {
+        let event = lookup.0;
+        self.begin(event, line);
         if let Some(asked) = &event.question {
-            match &asked.name {
-                // A name's letters need no escape.
-                AskedName::Host(name) => write!(line, r#","host":"{name}""#)?,
-                AskedName::Other(name) => text(line, "asked", cut(name, MAX_ASKED))?,
-            }
-            write!(line, r#","type":"{}""#, asked.type_name())?;
+            question(asked, line)?;
         }
-        let (verdict, mode) = (self.verdict().name(), event.enforcement.name());
-        write!(line, r#","verdict":"{verdict}","mode":"{mode}","reason":"{}""#, event.reason.code())?;
+        put(line, [r#","verdict":""#, lookup.verdict().name(), r#"","mode":""#, event.enforcement.name()]);
+        put(line, [r#"","reason":""#, event.reason.code(), "\""]);
         if let Some(rule) = &event.rule {
-            line.extend_from_slice(br#","rule":"#);
-            write_value(&RuleEntry(rule), line)?;
+            let same = |key: &RuleKey| key.is_of(rule);
+            self.rule.put(line, same, || RuleKey::of(rule), |text| {
+                text.extend_from_slice(br#","rule":"#);
+                write_value(&RuleEntry(rule), text)
+            })?;
         }
-        write!(line, r#","revision":"{}","rcode":"{}","addresses":["#, event.revision, event.rcode_name())?;
+        self.revision.put(line, |key| *key == event.revision, || event.revision, |text| {
+            write!(text, r#","revision":"{}","rcode":""#, event.revision)
+        })?;
+        put(line, [event.rcode_name(), r#"","addresses":["#]);
         for (index, address) in event.addresses.iter().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            write!(line, r#"{comma}"{address}""#)?;
+            put(line, [if index == 0 { "\"" } else { ",\"" }]);
+            put_address(*address, line)?;
+            line.push(b'"');
         }
         line.push(b']');
         if !event.withheld.is_empty() {
             line.extend_from_slice(br#","withheld":"#);
             write_value(&Withheld(&event.withheld), line)?;
         }
-        write!(line, r#","answered_by":"{}""#, self.answered_by())?;
-        if let Some(upstream) = self.upstream() {
+        put(line, [r#","answered_by":""#, lookup.answered_by(), "\""]);
+        if let Some(upstream) = lookup.upstream() {
             write!(line, r#","upstream":"{upstream}""#)?;
         }
-        writeln!(line, r#","duration_us":{}}}"#, event.took.as_micros())
+        put(line, [r#","duration_us":"#]);
+        put_number(u64::try_from(event.took.as_micros()).unwrap_or(u64::MAX), line);
+        put(line, ["}\n"]);
+        Ok(())
+    }
+
+    fn begin(&mut self, event: &Answered, line: &mut Vec<u8>) {
+        let (time, client) = (event.time, event.client.ip());
+        // A vector takes everything.
+        _ = self.time.put(line, |key| *key == time, || time, |text| {
+            write!(text, r#"{{"v":{SCHEMA},"time":"{time:.6}","event":"decision","kind":"dns","#)
+        });
+        _ = self.client.put(line, |key| *key == client, || client, |text| {
+            write!(text, r#""listener":"dns","client":"{client}","client_port":"#)
+        });
+        put_number(event.client.port().into(), line);
+        put(line, [r#","transport":""#, event.transport.name(), "\""]);
     }
 }
 
-/// A field whose text somebody else wrote.
-fn text(line: &mut Vec<u8>, key: &str, text: &str) -> io::Result<()> {
-    write!(line, r#","{key}":"#)?;
-    write_value(text, line)
+/// The text that was written last in one place of the line, and what it was about.
+#[derive(Debug)]
+struct Worded<K> {
+    about: Option<K>,
+    text: Vec<u8>,
+}
+
+impl<K> Default for Worded<K> {
+    fn default() -> Self {
+        Self { about: None, text: Vec::new() }
+    }
+}
+
+impl<K> Worded<K> {
+    /// Appends the text about what `key` gives, which `word` makes where the last one was about something else.
+    fn put(
+        &mut self,
+        line: &mut Vec<u8>,
+        same: impl FnOnce(&K) -> bool,
+        key: impl FnOnce() -> K,
+        word: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if !self.about.as_ref().is_some_and(same) {
+            self.about = None;
+            self.text.clear();
+            word(&mut self.text)?;
+            self.about = Some(key());
+        }
+        line.extend_from_slice(&self.text);
+        Ok(())
+    }
+}
+
+/// What tells rules apart without keeping a rule set alive.
+#[derive(Debug)]
+struct RuleKey {
+    name: Arc<str>,
+    file: Arc<str>,
+    line: u32,
+}
+
+impl RuleKey {
+    fn of(rule: &RuleRef) -> Self {
+        Self { name: Arc::clone(&rule.name), file: Arc::clone(&rule.place.file), line: rule.place.line }
+    }
+
+    fn is_of(&self, rule: &RuleRef) -> bool {
+        self.line == rule.place.line
+            && Arc::ptr_eq(&self.name, &rule.name)
+            && Arc::ptr_eq(&self.file, &rule.place.file)
+    }
+}
+
+fn question(asked: &Asked, line: &mut Vec<u8>) -> io::Result<()> {
+    match &asked.name {
+        // A name's letters need no escape.
+        AskedName::Host(name) => put(line, [r#","host":""#, name.as_str(), "\""]),
+        AskedName::Other(name) => {
+            put(line, [r#","asked":"#]);
+            write_value(cut(name, MAX_ASKED), line)?;
+        }
+    }
+    put(line, [r#","type":""#, &asked.type_name(), "\""]);
+    Ok(())
+}
+
+fn put<const N: usize>(line: &mut Vec<u8>, texts: [&str; N]) {
+    texts.iter().for_each(|text| line.extend_from_slice(text.as_bytes()));
+}
+
+fn put_address(address: IpAddr, line: &mut Vec<u8>) -> io::Result<()> {
+    let IpAddr::V4(address) = address else { return write!(line, "{address}") };
+    for (index, octet) in address.octets().into_iter().enumerate() {
+        if index > 0 {
+            line.push(b'.');
+        }
+        put_number(octet.into(), line);
+    }
+    Ok(())
+}
+
+fn put_number(mut number: u64, line: &mut Vec<u8>) {
+    let start = line.len();
+    loop {
+        line.push(b'0' + (number % 10) as u8);
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    line.get_mut(start..).into_iter().for_each(<[u8]>::reverse);
 }
 
 /// Addresses that were taken out of an answer: each with the reason.
@@ -119,10 +256,7 @@ impl Serialize for Withheld<'_> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::time::Duration;
-
-    use outgate_dns::event::{Asked, Transport};
-    use outgate_rules::{DomainName, Revision};
+    use outgate_rules::DomainName;
 
     use super::*;
     use crate::record::tests::time;
@@ -148,7 +282,7 @@ pub(crate) mod tests {
 
     fn record(event: &Answered) -> String {
         let mut line = Vec::new();
-        Lookup(event).write_line(&mut line).unwrap();
+        Pen::default().write_line(&Lookup(event), &mut line).unwrap();
         String::from_utf8(line).unwrap()
     }
 
@@ -188,6 +322,52 @@ pub(crate) mod tests {
             r#""rcode":"NXDOMAIN","addresses":[],"withheld":{"10.0.0.1":"address-private"},"answered_by":"gate""#,
         ] {
             assert!(record.contains(part), "{record}");
+        }
+    }
+
+    #[test]
+    fn what_a_pen_wrote_before_is_never_in_another_record() {
+        let rules = |name: &str| {
+            let text = format!("outbound_rules: [{{name: {name}, type: fqdn, destination: a.example}}]");
+            let source =
+                outgate_rules::policy::Source { name: "p.yaml".to_owned(), bytes: text.into_bytes() };
+            let none = &mut |_: &str| Err("no such file".to_owned());
+            Arc::new(outgate_rules::policy::compile(&[source], none, None, time()).unwrap().rules)
+        };
+        let decided = |name: &str| {
+            let asked = DomainName::parse("a.example").unwrap();
+            rules(name).decide_lookup([10, 1, 0, 4].into(), &asked, time()).rule
+        };
+        let (one, other) = (decided("one"), decided("other"));
+        let events = [
+            answered(Reason::NoRule),
+            Answered { rule: one.clone(), ..answered(Reason::Rule) },
+            Answered { rule: other, ..answered(Reason::Rule) },
+            Answered { rule: one, client: "[fd00::9]:7".parse().unwrap(), ..answered(Reason::Rule) },
+            Answered { time: Timestamp::UNIX_EPOCH, ..answered(Reason::Rule) },
+            Answered { revision: Revision::new([2; 6]), ..answered(Reason::Rule) },
+        ];
+        let mut pen = Pen::default();
+        for event in events.iter().chain(events.iter().rev()) {
+            let mut line = Vec::new();
+            pen.write_line(&Lookup(event), &mut line).unwrap();
+            assert_eq!(String::from_utf8(line).unwrap(), record(event));
+        }
+    }
+
+    #[test]
+    fn numbers_and_addresses_are_written_as_display_writes_them() {
+        let written = |put: &dyn Fn(&mut Vec<u8>)| {
+            let mut line = b"7".to_vec();
+            put(&mut line);
+            String::from_utf8(line).unwrap()
+        };
+        for number in [0, 7, 10, 65_535, u64::MAX] {
+            assert_eq!(written(&|line| put_number(number, line)), format!("7{number}"));
+        }
+        for address in ["0.0.0.0", "10.0.200.255", "2001:db8::1", "::ffff:1.2.3.4"] {
+            let put = |line: &mut Vec<u8>| put_address(address.parse().unwrap(), line).unwrap();
+            assert_eq!(written(&put), format!("7{address}"));
         }
     }
 
