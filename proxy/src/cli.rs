@@ -1,7 +1,9 @@
 //! The command line: data on stdout, talk on stderr, and an exit code that a script can trust.
 
+mod appliance;
 mod check;
 mod explain;
+mod run;
 mod status;
 
 use std::net::{IpAddr, SocketAddr};
@@ -60,16 +62,27 @@ enum Command {
     Reload(Reload),
     /// Show what the running gate enforces
     Status(Status),
+    /// The kernel's part of a gate that other hosts have as their router
+    #[command(subcommand)]
+    Appliance(appliance::Command),
+    /// Run a command whose only way out is what the policy allows
+    Run(run::Run),
+    /// Let `outgate run` use a project's policy, as it is now
+    Trust(run::Trust),
+    #[command(hide = true)]
+    SandboxInside(run::Stage),
+    #[command(hide = true)]
+    SandboxFirstProcess(run::Stage),
 }
 
 /// The files that a command reads.
 #[derive(Args, Debug, Clone)]
 struct Files {
     /// The gate's configuration [default: /etc/outgate/outgate.yaml, if it exists]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "OUTGATE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// A policy's file or folder, in place of the configuration's; may be given more than once
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, env = "OUTGATE_POLICY", value_name = "PATH", value_delimiter = ':')]
     policy: Vec<PathBuf>,
 }
 
@@ -78,19 +91,19 @@ struct Serve {
     #[command(flatten)]
     files: Files,
     /// Where the proxy listens
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address)]
+    #[arg(long, env = "OUTGATE_PROXY", value_name = "ADDRESS:PORT", value_parser = parse_address)]
     proxy: Option<SocketAddr>,
     /// Where DNS is answered
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address)]
+    #[arg(long, env = "OUTGATE_DNS", value_name = "ADDRESS:PORT", value_parser = parse_address)]
     dns: Option<SocketAddr>,
     /// Where health, metrics and status are told
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address)]
+    #[arg(long, env = "OUTGATE_ADMIN", value_name = "ADDRESS:PORT", value_parser = parse_address)]
     admin: Option<SocketAddr>,
     /// The socket of `outgate reload`
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, env = "OUTGATE_CONTROL", value_name = "PATH")]
     control: Option<PathBuf>,
     /// The audit file, or - for standard output
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, env = "OUTGATE_AUDIT", value_name = "PATH")]
     audit: Option<PathBuf>,
 }
 
@@ -112,20 +125,20 @@ struct Explain {
 #[derive(Args, Debug)]
 struct Reload {
     /// The gate's configuration, which names its control socket
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "OUTGATE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// The gate's control socket
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, env = "OUTGATE_CONTROL", value_name = "PATH")]
     control: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
 struct Status {
     /// The gate's configuration, which names its admin listener
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "OUTGATE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// The gate's admin listener
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address)]
+    #[arg(long, env = "OUTGATE_ADMIN", value_name = "ADDRESS:PORT", value_parser = parse_address)]
     admin: Option<SocketAddr>,
     /// As JSON
     #[arg(long)]
@@ -143,6 +156,11 @@ pub fn main() -> ExitCode {
         Command::Test(files) => check::test(&files),
         Command::Reload(reload) => run_reload(&reload),
         Command::Status(status) => status::status(&status),
+        Command::Appliance(command) => appliance::run(&command),
+        Command::Run(run) => return run::run(run),
+        Command::Trust(trust) => return run::trust(&trust),
+        Command::SandboxInside(stage) => return run::inside(&stage),
+        Command::SandboxFirstProcess(stage) => return run::first_process(&stage),
     };
     exit.into()
 }

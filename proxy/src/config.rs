@@ -17,7 +17,7 @@ use outgate_rules::document::{
 use crate::audit::{AuditSettings, AuditTarget, WhenFull};
 use crate::gate::Limits;
 use crate::listener::Way;
-pub use appliance::{Appliance, Gates, Redirection};
+pub use appliance::{Appliance, Gates};
 pub use dns::{DEFAULT_DNS, DnsAnswers, DnsListen, DnsTls};
 pub use listen::{Listen, default_clients};
 
@@ -146,7 +146,7 @@ impl Config {
         }
         if let Some(node) = fields.get("dns") {
             let listeners = config.listeners();
-            dns::read(report, node, listeners, &mut config.answers, &mut config.resolver);
+            dns::read(report, node, folder, listeners, &mut config.answers, &mut config.resolver);
         }
         if let Some(audit) = fields.get("audit").and_then(|node| read_audit(report, node, folder)) {
             config.audit = audit;
@@ -154,6 +154,14 @@ impl Config {
         if let Some(node) = fields.get("limits") {
             config.read_limits(report, node);
         }
+        config
+    }
+
+    /// Every default of a gate that is a router.
+    #[must_use]
+    pub fn of_appliance() -> Self {
+        let mut config = Self { appliance: Some(Appliance::default()), ..Self::default() };
+        listen::for_appliance(&mut config);
         config
     }
 

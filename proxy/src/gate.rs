@@ -104,12 +104,18 @@ impl Gate {
         self.rules.load_full()
     }
 
+    /// The rules in force, and those that will be.
+    #[must_use]
+    pub fn shared_rules(&self) -> Arc<ArcSwap<RuleSet>> {
+        Arc::clone(&self.rules)
+    }
+
     /// What the DNS server stands on: it decides by the same rules, asks the same resolver, notes in the same ledger
     /// and tells the same recorder.
     #[must_use]
     pub fn foundation(&self) -> Foundation {
         Foundation {
-            rules: Arc::clone(&self.rules),
+            rules: self.shared_rules(),
             resolver: self.resolver.clone(),
             observer: Arc::new(Lookups(Arc::clone(&self.recorder))),
             ledger: Arc::clone(&self.ledger),

@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use nix::sys::resource::{Resource, getrlimit};
-use outgate_dns::AnsweredBy;
-use outgate_dns::event::{Answered, Transport};
+use outgate_dns::event::Transport;
 use outgate_rules::{Reason, Revision};
 
 use crate::audit::AuditCounts;
-use crate::record::{Closed, Decided, EndedBy, Kind, Lookup, PolicyRead, ReloadResult, Verdict};
+use crate::record::dns::LookupLabels;
+use crate::record::{Closed, Decided, EndedBy, Forwarded, ForwardedClosed, Kind, PolicyRead, ReloadResult, Verdict};
 
 /// Upper bounds in seconds: a dial inside a region takes a millisecond, the default deadline is ten seconds.
 const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -40,6 +40,7 @@ const COUNTERS: &[(&str, &str)] = &[
         "outgate_dns_dropped_total",
         "DNS packets and connections left without an answer and a record, by reason.",
     ),
+    ("outgate_network_untold_total", "Packets and flows that the kernel decided on and no record tells of, at least."),
     ("outgate_reloads_total", "Times that the policy was read, by result."),
     ("outgate_audit_records_total", "Audit records written."),
     ("outgate_audit_dropped_total", "Audit records lost."),
@@ -75,6 +76,7 @@ pub struct Metrics {
     reloads: Vec<Counter>,
     lookups: Cells,
     lookups_dropped: Cells,
+    untold: Counter,
     dial: Histogram,
     resolve: Histogram,
     sessions_open: Arc<AtomicU64>,
@@ -124,6 +126,7 @@ impl Metrics {
             bytes_down: bytes("down"),
             lookups: Cells::new(Transport::ALL.len() * ANSWERED_BY.len()),
             lookups_dropped: Cells::new(Reason::ALL.len()),
+            untold: counter(&recorder, "outgate_network_untold_total", &[]),
             reloads: ReloadResult::ALL.iter().map(reload).collect(),
             dial: histogram(&recorder, "outgate_dial_seconds"),
             resolve: histogram(&recorder, "outgate_resolve_seconds"),
@@ -207,21 +210,37 @@ impl Metrics {
         });
     }
 
-    pub(crate) fn looked_up(&self, event: &Lookup<'_>) {
-        let Answered { reason, transport, from, took, .. } = event.0;
-        let (verdict, answered_by) = (event.verdict().name(), event.answered_by());
-        self.decisions.count(Kind::Dns as usize * Reason::ALL.len() + *reason as usize, || {
+    /// So many lookups were answered.
+    pub(crate) fn looked_up(&self, labels: LookupLabels, count: u64) {
+        let LookupLabels { reason, transport, answered_by } = labels;
+        self.decisions.add(Kind::Dns as usize * Reason::ALL.len() + reason as usize, count, || {
+            let verdict = Verdict::of(reason).name();
             let labels = [("kind", Kind::Dns.name()), ("verdict", verdict), ("reason", reason.code())];
             counter(&self.recorder, DECISIONS, &labels)
         });
         let by = ANSWERED_BY.iter().position(|known| *known == answered_by).unwrap_or_default();
-        self.lookups.count(*transport as usize * ANSWERED_BY.len() + by, || {
+        self.lookups.add(transport as usize * ANSWERED_BY.len() + by, count, || {
             let labels = [("transport", transport.name()), ("answered_by", answered_by)];
             counter(&self.recorder, "outgate_dns_answers_total", &labels)
         });
-        if let Some(AnsweredBy::Upstream(_) | AnsweredBy::Nobody) = from {
-            self.resolve.record(*took);
-        }
+    }
+
+    pub(crate) fn forwarded(&self, event: &Forwarded) {
+        let (kind, reason) = (Kind::Network, event.reason);
+        self.decisions.count(kind as usize * Reason::ALL.len() + reason as usize, || {
+            let labels =
+                [("kind", kind.name()), ("verdict", event.verdict().name()), ("reason", reason.code())];
+            counter(&self.recorder, DECISIONS, &labels)
+        });
+    }
+
+    pub(crate) fn forwarded_bytes(&self, event: &ForwardedClosed) {
+        add(&self.bytes_up, Kind::Network as usize, event.bytes_up.unwrap_or(0));
+        add(&self.bytes_down, Kind::Network as usize, event.bytes_down.unwrap_or(0));
+    }
+
+    pub(crate) fn untold(&self, records: u64) {
+        self.untold.increment(records);
     }
 
     pub(crate) fn lookup_dropped(&self, reason: Reason) {
@@ -315,8 +334,12 @@ impl Cells {
     }
 
     fn count(&self, at: usize, register: impl FnOnce() -> Counter) {
+        self.add(at, 1, register);
+    }
+
+    fn add(&self, at: usize, count: u64, register: impl FnOnce() -> Counter) {
         if let Some(cell) = self.0.get(at) {
-            cell.get_or_init(register).increment(1);
+            cell.get_or_init(register).increment(count);
         }
     }
 }
@@ -446,6 +469,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::record::Lookup;
     use crate::record::tests::{connect, time};
 
     #[test]
@@ -585,7 +609,7 @@ mod tests {
         let flow = connect("pypi.org:443");
         metrics.decided(&Decided::by_gate(&flow, Reason::NoRule, None, time()));
         metrics.closed(&closed(&flow, Verdict::Allow, Reason::Rule, EndedBy::Client));
-        metrics.looked_up(&Lookup(&crate::record::dns::tests::answered(Reason::Rule)));
+        metrics.looked_up(Lookup(&crate::record::dns::tests::answered(Reason::Rule)).labels(), 1);
         metrics.lookup_dropped(Reason::LookupRate);
         let text = metrics.exposition(AuditCounts::default());
         let names = |prefix: &str| -> HashSet<String> {

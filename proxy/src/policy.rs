@@ -16,6 +16,8 @@ const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
 pub struct PolicyFiles {
     /// Files and folders; none for the built-in policy.
     paths: Vec<PathBuf>,
+    /// A rule set that is in no file.
+    beside: Option<(String, String)>,
 }
 
 /// A file's or folder's state, by which a poll tells that something changed.
@@ -25,7 +27,13 @@ impl PolicyFiles {
     /// The policy in these files and folders; the built-in one where there are none.
     #[must_use]
     pub fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths }
+        Self { paths, beside: None }
+    }
+
+    /// The same with a rule set beside it that is in no file: `name` stands for the file in records.
+    #[must_use]
+    pub fn and(self, name: &str, text: String) -> Self {
+        Self { beside: Some((name.to_owned(), text)), ..self }
     }
 
     /// Reads and compiles the policy. Blocks on files.
@@ -33,11 +41,10 @@ impl PolicyFiles {
     /// # Errors
     /// Every mistake in every file.
     pub fn load(&self, previous: Option<&Tags>, now: Timestamp) -> Result<Compiled, Diagnostics> {
-        if self.paths.is_empty() {
-            return policy::compile(&policy::builtin(), &mut read_reference, previous, now);
-        }
         let mut report = Report::default();
-        let mut sources = Vec::new();
+        let mut sources = if self.paths.is_empty() { policy::builtin().to_vec() } else { Vec::new() };
+        let beside = self.beside.iter();
+        sources.extend(beside.map(|(name, text)| Source { name: name.clone(), bytes: text.clone().into() }));
         for path in &self.paths {
             self.add(path, &mut sources, &mut report);
         }

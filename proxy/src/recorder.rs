@@ -8,10 +8,13 @@ use std::time::Duration;
 use outgate_dns::event::{Answered, Observer, Room};
 use outgate_rules::Reason;
 use serde::Serialize;
+use tokio::runtime::Handle;
 
 use crate::audit::{Audit, AuditUnavailable, Lines, Unflushed};
 use crate::console::Console;
 use crate::metrics::Metrics;
+use crate::network::Event;
+use crate::record::dns::{LookupLabels, Pen};
 use crate::record::{Closed, Decided, Lookup, PolicyRead, Verdict, write_line};
 use crate::tally::Tally;
 
@@ -127,17 +130,35 @@ impl Recorder {
 #[derive(Clone, Debug)]
 pub struct Lookups(pub Arc<Recorder>);
 
+/// Lookups that a thread has heard of and not yet handed over.
+#[derive(Debug, Default)]
+struct Heard {
+    lines: Lines,
+    pen: Pen,
+    /// Counted together: threads that share counters take them from each other with every count.
+    counts: Vec<(LookupLabels, u64)>,
+}
+
+thread_local! {
+    /// The room of the lines is used again and again.
+    static HEARD: RefCell<Heard> = RefCell::default();
+}
+
 impl Observer for Lookups {
-    fn answered(&self, events: &[Answered]) -> Option<Room> {
-        LINES.with_borrow_mut(|lines| {
-            lines.clear();
-            for event in events {
-                self.0.looked_up(&Lookup(event), lines);
+    fn answered(&self, event: &Answered) {
+        HEARD.with_borrow_mut(|heard| self.0.looked_up(&Lookup(event), heard));
+    }
+
+    fn hand_over(&self) -> Option<Room> {
+        HEARD.with_borrow_mut(|heard| {
+            for (labels, count) in heard.counts.drain(..) {
+                self.0.metrics.looked_up(labels, count);
             }
-            if self.0.audit.hand_over_now(lines) {
+            if self.0.audit.hand_over_now(&heard.lines) {
+                heard.lines.clear();
                 return None;
             }
-            let (recorder, lines) = (Arc::clone(&self.0), std::mem::take(lines));
+            let (recorder, lines) = (Arc::clone(&self.0), std::mem::take(&mut heard.lines));
             Some(Box::pin(async move { recorder.audit.hand_over_all(&lines).await }) as Room)
         })
     }
@@ -147,21 +168,57 @@ impl Observer for Lookups {
     }
 }
 
-thread_local! {
-    /// The lines of the lookups that a thread is handing over: their room is used again and again.
-    static LINES: RefCell<Lines> = RefCell::default();
-}
-
 impl Recorder {
-    /// A lookup was answered; its line is added to `lines`.
-    fn looked_up(&self, event: &Lookup<'_>, lines: &mut Lines) {
-        self.metrics.looked_up(event);
+    /// A lookup was answered.
+    fn looked_up(&self, event: &Lookup<'_>, heard: &mut Heard) {
         self.tally(|tally| tally.looked_up(event.0));
+        let labels = event.labels();
+        match heard.counts.iter_mut().find(|(counted, _)| *counted == labels) {
+            Some((_, count)) => *count += 1,
+            None => heard.counts.push((labels, 1)),
+        }
+        if let Some(took) = event.resolved_in() {
+            self.metrics.resolved(took);
+        }
         if event.verdict() == Verdict::Deny {
             self.console.denied_one_of_many(|| event.denial());
         }
         // A vector takes every line.
-        _ = lines.add(|line| event.write_line(line));
+        _ = heard.lines.add(|line| heard.pen.write_line(event, line));
+    }
+}
+
+impl Recorder {
+    /// The kernel has passed or refused something. Comes back when the records are queued, which may take as long as
+    /// an outage of the audit file. For a thread that is none of `runtime`'s.
+    pub(crate) fn network(&self, events: &[Event], runtime: &Handle) {
+        let mut lines = Lines::default();
+        for event in events {
+            self.network_event(event, &mut lines);
+        }
+        if !self.audit.hand_over_now(&lines) {
+            runtime.block_on(self.audit.hand_over_all(&lines));
+        }
+    }
+
+    fn network_event(&self, event: &Event, lines: &mut Lines) {
+        // Lines are made of what serializes; see `write_line`.
+        let written = match event {
+            Event::Forwarded(event) => {
+                self.metrics.forwarded(event);
+                self.console.denied_one_of_many(|| event.denial());
+                lines.add(|line| write_line(event, line))
+            }
+            Event::Closed(event) => {
+                self.metrics.forwarded_bytes(event);
+                lines.add(|line| write_line(event, line))
+            }
+            Event::Untold(event) => {
+                self.metrics.untold(event.records);
+                lines.add(|line| write_line(event, line))
+            }
+        };
+        _ = written;
     }
 }
 
@@ -263,7 +320,8 @@ pub(crate) mod tests {
         let heard = Heard::default();
         let lookups = Lookups(Arc::new(recorder(&path, &heard, LONG)));
         let events = vec![answered(Reason::NoRule), answered(Reason::Rule)];
-        assert!(lookups.answered(&events).is_none());
+        events.iter().for_each(|event| lookups.answered(event));
+        assert!(lookups.hand_over().is_none());
         lookups.dropped(Reason::LookupRate);
         lookups.0.flush_and_close(LONG).await.unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
@@ -284,9 +342,12 @@ pub(crate) mod tests {
         let heard = Heard::default();
         let lookups = Lookups(Arc::new(recorder(Path::new("/dev/full"), &heard, SHORT)));
         let events = vec![answered(Reason::NoRule); 100];
+        let told = || {
+            events.iter().for_each(|event| lookups.answered(event));
+            lookups.hand_over()
+        };
         // The queue holds 4 MiB; then there is a wait, which ends when the file is closed.
-        let room =
-            std::iter::repeat_with(|| lookups.answered(&events)).take(1000).find_map(|room| room).unwrap();
+        let room = std::iter::repeat_with(|| told()).take(1000).find_map(|room| room).unwrap();
         let waiting = tokio::spawn(room);
         assert!(!waiting.is_finished());
         _ = lookups.0.flush_and_close(SHORT).await;

@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::admin::GateState;
+use crate::appliance::Appliance;
 use crate::flow::Revoked;
 use crate::gate::Gate;
 use crate::own;
@@ -38,6 +39,8 @@ pub struct Reloader {
     files: PolicyFiles,
     /// The listeners, for the addresses that lead back here.
     listeners: Vec<std::net::SocketAddr>,
+    /// The kernel's part of the rules, where the gate is a router.
+    appliance: Option<Arc<Appliance>>,
     loaded: Mutex<Loaded>,
     /// Told when other rules are in force: expiries and files may be others.
     changed: watch::Sender<()>,
@@ -69,13 +72,15 @@ impl Reloader {
         state: Arc<GateState>,
         files: PolicyFiles,
         listeners: Vec<std::net::SocketAddr>,
+        appliance: Option<Arc<Appliance>>,
         compiled: Compiled,
         before: Vec<Stamp>,
     ) -> Arc<Self> {
         let seen = since(before, files.stamps(&compiled.files), &compiled.files);
         let loaded = Mutex::new(Loaded { tags: compiled.tags, files: compiled.files, seen });
         let rules = Arc::new(compiled.rules);
-        let reloader = Self { gate, state, files, listeners, loaded, changed: watch::Sender::new(()) };
+        let changed = watch::Sender::new(());
+        let reloader = Self { gate, state, files, listeners, appliance, loaded, changed };
         reloader.gate.set_own(reloader.own());
         let loaded = reloader.loaded.lock().await;
         reloader.applied(&rules, Trigger::Start, None, &loaded.files).await;
@@ -97,6 +102,9 @@ impl Reloader {
                     since(std::mem::take(&mut loaded.seen), self.files.stamps(&loaded.files), &loaded.files);
                 let previous = self.gate.rules().settings().revision;
                 let rules = Arc::new(compiled.rules);
+                if let Err(error) = self.enforce_in_kernel(&rules).await {
+                    return self.rejected(trigger, &[error.clone()], &error).await;
+                }
                 let text = self.applied(&rules, trigger, Some(previous), &loaded.files).await;
                 Report { in_force: true, text: with_warnings(text, &compiled.diagnostics) }
             }
@@ -121,7 +129,8 @@ impl Reloader {
         let own = self.own();
         self.gate.set_own(own.clone());
         self.gate.set_rules(Arc::clone(rules));
-        let revoked = self.gate.flows.decide_again(rules, &own, Timestamp::now());
+        let mut revoked = self.gate.flows.decide_again(rules, &own, Timestamp::now());
+        revoked.closed += self.cut_in_kernel(rules).await;
         self.changed.send_replace(());
         self.tell(trigger, result, previous, revoked, &[], files).await;
         let text = in_force(rules, files.len());
@@ -132,6 +141,35 @@ impl Reloader {
         match result {
             ReloadResult::Unchanged => format!("unchanged: {text}{revoked}"),
             ReloadResult::Applied | ReloadResult::Rejected => format!("{text}{revoked}"),
+        }
+    }
+
+    /// The kernel's part comes first: where it is refused, nothing has changed.
+    async fn enforce_in_kernel(&self, rules: &Arc<RuleSet>) -> Result<(), String> {
+        let Some(appliance) = self.appliance.clone() else { return Ok(()) };
+        if let Some(why) = appliance.unkept(rules).into_iter().next() {
+            return Err(why);
+        }
+        let rules = Arc::clone(rules);
+        let enforced = tokio::task::spawn_blocking(move || appliance.enforce(&rules)).await;
+        match enforced {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(_) => Err("the kernel's rules could not be made".to_owned()),
+        }
+    }
+
+    /// Cuts what the kernel let pass and no longer may. Says how many open flows that were.
+    async fn cut_in_kernel(&self, rules: &Arc<RuleSet>) -> usize {
+        let Some(appliance) = self.appliance.clone() else { return 0 };
+        let (rules, ledger) = (Arc::clone(rules), Arc::clone(&self.gate.ledger));
+        match tokio::task::spawn_blocking(move || appliance.cut(&rules, &ledger)).await {
+            Ok(Ok(cut)) => cut.flows,
+            Ok(Err(error)) => {
+                // New packets meet the new rules in any case; answers of what is open may still come in.
+                self.gate.recorder.console().notice(format!("flows in the kernel were not cut: {error}"));
+                0
+            }
+            Err(_) => 0,
         }
     }
 
@@ -172,7 +210,11 @@ impl Reloader {
     /// Open flows are decided again when a rule expires; the rules themselves already look at the clock.
     async fn expire(&self) {
         let rules = self.gate.rules();
-        let revoked = self.gate.flows.decide_again(&rules, &self.gate.own(), Timestamp::now());
+        if let Err(error) = self.enforce_in_kernel(&rules).await {
+            self.gate.recorder.console().notice(format!("an expired rule is still in the kernel: {error}"));
+        }
+        let mut revoked = self.gate.flows.decide_again(&rules, &self.gate.own(), Timestamp::now());
+        revoked.closed += self.cut_in_kernel(&rules).await;
         let revision = Some(rules.settings().revision);
         self.tell(
             Trigger::Expiry,

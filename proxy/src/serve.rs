@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use outgate_dns::ledger::Ledger;
 use outgate_dns::server::{Identity, ServerSettings, Sockets};
 use outgate_dns::{Resolver, ResolverSettings};
 use outgate_rules::{OwnAddresses, PrefixSet, Reason};
@@ -17,19 +18,23 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::admin::{self, GateState};
+use crate::appliance::{self, Appliance, Openings};
 use crate::audit::Audit;
-use crate::config::{Appliance, Config, DnsAnswers, DnsListen, DnsTls, Redirection};
+use crate::config::{self, Config, DnsAnswers, DnsListen, DnsTls};
 use crate::console::Console;
 use crate::control::Control;
 use crate::gate::Gate;
+use crate::kernel::plan::Redirection;
 use crate::listener::{Listener, Way};
 use crate::metrics::Metrics;
+use crate::network::Listening;
 use crate::original;
 use crate::own;
 use crate::policy::PolicyFiles;
 use crate::record::Trigger;
 use crate::recorder::Recorder;
 use crate::reload::{self, Reloader};
+use crate::systemd;
 
 /// Connections that the kernel keeps until they are accepted: what arrives in the moment of a reload.
 const BACKLOG: u32 = 4096;
@@ -45,6 +50,11 @@ const GOODBYE: Duration = Duration::from_secs(2);
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     let signals = Signals::new().context("signals")?;
     let console = Console::stderr(true).context("the console")?;
+    let appliance = Appliance::of(&config).map(Arc::new);
+    if let Some(appliance) = &appliance {
+        // Before anything can fail: a gate that does not start lets nothing pass.
+        prepare(appliance, &console)?;
+    }
     let files = PolicyFiles::new(config.policy.clone());
     let before = files.stamps(&[]);
     let compiled =
@@ -61,6 +71,10 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let keeps_sources = config.appliance.as_ref().is_some_and(|appliance| appliance.transparent_source);
     let mut gate = Gate::new(resolver, recorder, config.limits);
     gate.keeps_sources = keeps_sources;
+    if appliance.is_some() {
+        let openings = Openings::new(gate.shared_rules(), console.clone()).context("the appliance")?;
+        gate.ledger = Arc::new(Ledger::with_opener(Arc::new(openings)));
+    }
     let gate = Arc::new(gate);
     let state = Arc::new(GateState::new());
     let dns = dns.map(|sockets| sockets.serve(gate.foundation()));
@@ -73,13 +87,21 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         listeners.extend(dns.tls_address()?.map(|address| ("dns-tls", address)));
     }
     let addresses: Vec<SocketAddr> = listeners.iter().map(|(_, address)| *address).collect();
-    let reloader =
-        Reloader::start(Arc::clone(&gate), Arc::clone(&state), files, addresses, compiled, before).await;
+    let reloader = Reloader::start(
+        Arc::clone(&gate),
+        Arc::clone(&state),
+        files,
+        addresses,
+        appliance.clone(),
+        compiled,
+        before,
+    )
+    .await;
     for (name, address) in listeners {
         state.listening(name, address);
         console.notice(format!("{name} listens on {address}"));
     }
-    console.notice(started);
+    console.notice(started.clone());
     let mut accepting = JoinSet::new();
     for (way, clients, socket) in bound {
         accepting.spawn(Listener::new(&gate, way, clients, socket).run(Arc::clone(&gate)));
@@ -94,12 +116,72 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     if let Some(dns) = dns {
         gate.tasks.spawn(dns.run(gate.draining.clone()));
     }
+    let listening = match &appliance {
+        Some(appliance) => Some(open(appliance, &gate).await?),
+        None => None,
+    };
     console.notice("ready");
+    systemd::ready(&started);
     signals.run(&gate, &state, &reloader).await;
     background.iter().for_each(tokio::task::JoinHandle::abort);
     accepting.abort_all();
+    if let Some(appliance) = &appliance {
+        close(appliance, listening, &console).await;
+    }
     finish(&gate, &console).await;
     Ok(())
+}
+
+/// Closes the network and says what of this host's settings a gateway cannot do with.
+fn prepare(appliance: &Appliance, console: &Console) -> anyhow::Result<()> {
+    appliance.secure().context("the appliance")?;
+    let (needed, weak) = appliance::settings();
+    if !needed.is_empty() {
+        let all: Vec<String> = needed.iter().map(appliance::unfit).collect();
+        anyhow::bail!("the appliance: {}", all.join("; "));
+    }
+    weak.iter().for_each(|setting| console.notice(appliance::unfit(setting)));
+    Ok(())
+}
+
+/// Opens the network, now that everybody is there who decides and records.
+async fn open(appliance: &Arc<Appliance>, gate: &Arc<Gate>) -> anyhow::Result<Listening> {
+    let (rules, ledger) = (gate.shared_rules(), Arc::clone(&gate.ledger));
+    let listening = Listening::start(
+        appliance.log_group(),
+        Box::new(move || rules.load_full()),
+        Box::new(move |client, address| ledger.names(client, address, std::time::Instant::now())),
+        Arc::clone(&gate.recorder),
+        tokio::runtime::Handle::current(),
+    )
+    .context("the appliance")?;
+    let (appliance, gate) = (Arc::clone(appliance), Arc::clone(gate));
+    if let Some(why) = appliance.unkept(&gate.rules()).into_iter().next() {
+        anyhow::bail!("the appliance: {why}");
+    }
+    let opened = tokio::task::spawn_blocking(move || {
+        // The names come first, by which open flows are judged; then the rules, and then what they do not allow.
+        appliance.remember(&gate.ledger)?;
+        appliance.enforce(&gate.rules())?;
+        appliance.cut(&gate.rules(), &gate.ledger)
+    });
+    opened.await?.context("the appliance")?;
+    Ok(listening)
+}
+
+/// Closes the network behind a gate that ends.
+async fn close(appliance: &Arc<Appliance>, listening: Option<Listening>, console: &Console) {
+    let appliance = Arc::clone(appliance);
+    let closed = tokio::task::spawn_blocking(move || {
+        let closed = appliance.close();
+        if let Some(listening) = listening {
+            listening.stop();
+        }
+        closed
+    });
+    if let Ok(Err(error)) = closed.await {
+        console.notice(format!("the network was not closed: {error}"));
+    }
 }
 
 /// Every socket that the gate listens on, bound before anything else is begun.
@@ -171,7 +253,7 @@ async fn keep_up(recorder: Arc<Recorder>) {
 
 /// A socket for what comes in this way. Behind TPROXY it has to be transparent, which takes CAP_NET_ADMIN; without
 /// it the listener still serves what REDIRECT or DNS send there.
-fn bind_for(way: Way, address: SocketAddr, appliance: Option<&Appliance>) -> io::Result<TcpListener> {
+fn bind_for(way: Way, address: SocketAddr, appliance: Option<&config::Appliance>) -> io::Result<TcpListener> {
     let needed = appliance.is_some_and(|appliance| appliance.redirection == Redirection::Tproxy);
     listening(address, |socket| match way {
         Way::Proxy => Ok(()),
@@ -234,7 +316,11 @@ impl Signals {
             tokio::select! {
                 _ = self.reload.recv() => {
                     let reloader = Arc::clone(reloader);
-                    gate.tasks.spawn(async move { reloader.reload(Trigger::Signal).await });
+                    systemd::reloading();
+                    gate.tasks.spawn(async move {
+                        let report = reloader.reload(Trigger::Signal).await;
+                        systemd::ready(&report.text);
+                    });
                 }
                 _ = self.reopen.recv() => gate.recorder.audit().reopen(),
                 _ = self.terminate.recv() => break,
@@ -242,6 +328,7 @@ impl Signals {
             }
         }
         state.drain();
+        systemd::stopping("draining");
         gate.draining.cancel();
         gate.tasks.close();
         gate.recorder.console().notice(format!(

@@ -55,9 +55,28 @@ struct Queue {
     reopen: bool,
     /// Set when no more records are taken: until then what is queued may be tried.
     closing: Option<Instant>,
-    /// The writer waits to be woken.
-    idle: bool,
+    writer: Waiting,
+    /// A session waits for one of the records in the batch.
+    awaited: bool,
 }
+
+/// What the writer waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+enum Waiting {
+    /// Nothing: it is at work.
+    #[default]
+    No,
+    /// A record.
+    Record,
+    /// More records, to write them with one call; not for long.
+    More,
+}
+
+/// How long records that nobody waits for may wait for others. Being woken for each batch of lookups costs 0.3 µs
+/// a lookup on a busy core.
+const LINGER: Duration = Duration::from_millis(2);
+/// Bytes of records that are written without waiting for more.
+const ENOUGH: usize = 256 << 10;
 
 /// What the writer has to do next.
 #[derive(Debug)]
@@ -141,14 +160,27 @@ impl Shared {
                 return Task::Reopen;
             }
             if !queue.batch.is_written() || self.untold.load(Ordering::Relaxed) > 0 {
+                let mut queue = self.linger(queue);
+                queue.awaited = false;
                 return Task::Write(mem::replace(&mut queue.batch, spare));
             }
             if queue.closing.is_some() {
                 return Task::Finish;
             }
-            queue.idle = true;
+            queue.writer = Waiting::Record;
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.writer = Waiting::No;
         }
+    }
+
+    /// Lets further records come in, unless there is reason to write at once.
+    fn linger<'q>(&'q self, mut queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
+        queue.writer = Waiting::More;
+        let may_wait = |queue: &mut Queue| !queue.is_urgent();
+        let (mut queue, _) =
+            self.wake.wait_timeout_while(queue, LINGER, may_wait).unwrap_or_else(PoisonError::into_inner);
+        queue.writer = Waiting::No;
+        queue
     }
 
     /// Lets an unwritable file rest. Ends early when there is something new to try.
@@ -176,18 +208,18 @@ impl Shared {
 
     /// Gives back the room of records that are written, and lets their sessions go on.
     pub(super) fn acknowledge(&self, lines: impl Iterator<Item = Line>) {
-        let mut room = 0;
+        let (mut room, mut records, mut held) = (0, 0, 0);
         for line in lines {
             room += line.held as usize;
-            if line.held > 0 {
-                self.queued_records.fetch_sub(1, Ordering::Relaxed);
-            }
-            self.written.fetch_add(1, Ordering::Relaxed);
+            records += 1;
+            held += u64::from(line.held > 0);
             if let Some(written) = line.written {
                 // Nobody waits any more: the record is written all the same.
                 _ = written.send(());
             }
         }
+        self.queued_records.fetch_sub(held, Ordering::Relaxed);
+        self.written.fetch_add(records, Ordering::Relaxed);
         self.room.add_permits(room);
     }
 
@@ -246,9 +278,10 @@ impl<'a> Pending<'a> {
         if queue.closing.is_some() {
             return Err(AuditUnavailable);
         }
+        queue.awaited |= written.is_some();
         queue.batch.push(&self.line, self.held(), written);
         self.shared.queued_records.fetch_add(1, Ordering::Relaxed);
-        if mem::take(&mut queue.idle) {
+        if queue.wants_to_know() {
             self.shared.wake.notify_one();
         }
         drop(queue);
@@ -295,6 +328,26 @@ impl Lines {
     }
 }
 
+impl Queue {
+    /// Whether what is queued is to be written without waiting for more.
+    fn is_urgent(&self) -> bool {
+        self.awaited || self.reopen || self.closing.is_some() || self.batch.bytes.len() >= ENOUGH
+    }
+
+    /// Whether the writer is to be woken for what was queued just now. It is told once.
+    fn wants_to_know(&mut self) -> bool {
+        let wants = match self.writer {
+            Waiting::No => false,
+            Waiting::Record => true,
+            Waiting::More => self.is_urgent(),
+        };
+        if wants {
+            self.writer = Waiting::No;
+        }
+        wants
+    }
+}
+
 impl Shared {
     /// Queues all records at once, with one lock and one waking, if there is room for all.
     pub(super) fn queue_all(&self, lines: &Lines) -> Result<(), AuditUnavailable> {
@@ -304,12 +357,9 @@ impl Shared {
         if queue.closing.is_some() {
             return Err(AuditUnavailable);
         }
-        for line in lines.iter() {
-            // Not longer than all of them, whose length fits.
-            queue.batch.push(line, line.len() as u32, None);
-        }
+        queue.batch.append(lines);
         self.queued_records.fetch_add(lines.ends.len() as u64, Ordering::Relaxed);
-        if mem::take(&mut queue.idle) {
+        if queue.wants_to_know() {
             self.wake.notify_one();
         }
         drop(queue);
@@ -351,6 +401,20 @@ impl Batch {
     pub(super) fn push(&mut self, line: &[u8], held: u32, written: Option<oneshot::Sender<()>>) {
         self.bytes.extend_from_slice(line);
         self.lines.push_back(Line { end: self.bytes.len(), held, written });
+    }
+
+    /// Adds records that nobody waits for.
+    fn append(&mut self, lines: &Lines) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&lines.bytes);
+        let starts = std::iter::once(&0).chain(&lines.ends);
+        // A length that is part of all, which fits.
+        let line = |(from, to): (&usize, &usize)| Line {
+            end: start + to,
+            held: (to - from) as u32,
+            written: None,
+        };
+        self.lines.extend(starts.zip(&lines.ends).map(line));
     }
 
     pub(super) fn is_written(&self) -> bool {

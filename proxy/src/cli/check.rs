@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use outgate_rules::policy::{Compiled, run_tests};
 
 use super::{Exit, Files, say, show};
+use crate::appliance::unkept;
 use crate::config::Config;
 use crate::policy::PolicyFiles;
 
@@ -23,14 +24,21 @@ pub(super) fn compile(files: &Files) -> Result<(Config, Compiled), Exit> {
 
 /// Says what is wrong with the policy and the configuration, and how much they hold.
 pub(super) fn check(files: &Files) -> Exit {
-    let compiled = match compile(files) {
-        Ok((_, compiled)) => compiled,
+    let (config, compiled) = match compile(files) {
+        Ok(compiled) => compiled,
         Err(_) => return Exit::No,
     };
     if !compiled.diagnostics.is_empty() {
         say(&format_args!("{}\n", compiled.diagnostics));
     }
-    show(&format_args!("valid: revision {}: {}", compiled.rules.settings().revision, compiled.summary));
+    let (revision, summary) = (compiled.rules.settings().revision, compiled.summary);
+    let rules = Arc::new(compiled.rules);
+    let unkept = config.appliance.map(|appliance| unkept(&appliance, &rules)).unwrap_or_default();
+    if !unkept.is_empty() {
+        unkept.iter().for_each(|why| say(&format_args!("error: {why}")));
+        return Exit::No;
+    }
+    show(&format_args!("valid: revision {revision}: {summary}"));
     Exit::Yes
 }
 

@@ -95,6 +95,10 @@ fn reach(rule: &Rule) -> String {
             };
             format!("addresses in {}{more}", shown.join(", "))
         }
+        Reach::Pinned(pinned) => {
+            let shown: Vec<String> = pinned.iter().map(ToString::to_string).collect();
+            format!("the addresses that the rule gives: {}", shown.join(", "))
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use outgate_rules::PrefixSet;
 use outgate_rules::document::{Fields, Mistake, Node, Report, Value, prefix, quoted};
 
 use super::default_clients;
+use crate::kernel::plan::Redirection;
 
 /// The mark of packets that TPROXY hands to a socket, unless told otherwise: "og".
 const MARK: u32 = 0x6f67;
@@ -31,15 +32,6 @@ pub struct Appliance {
     pub log_group: u16,
     /// Whether other gates share the clients' flows.
     pub gates: Gates,
-}
-
-/// How TCP of clients reaches the listeners.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Redirection {
-    /// The kernel hands packets to the listener's socket as they are (`TPROXY`).
-    Tproxy,
-    /// The kernel rewrites the destination to the gate's and remembers what it was (`REDIRECT`).
-    Redirect,
 }
 
 /// How many gates stand behind one address.

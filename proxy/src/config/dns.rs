@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use outgate_dns::budget::BudgetSettings;
 use outgate_dns::server::Denied;
-use outgate_dns::{CacheSettings, PrivateLink, ResolverSettings, Upstream, Upstreams};
+use outgate_dns::{CacheSettings, PrivateLink, ResolverSettings, Transport, Upstream, Upstreams};
 use outgate_rules::document::{
-    Fields, Mistake, Node, Placed, Report, Value, duration, parse_at, prefix, quoted, texts,
+    Fields, Mistake, Node, Placed, Report, Value, duration, parse_at, prefix, quoted, size, texts,
 };
 use outgate_rules::{DomainName, OwnAddresses, PrefixSet};
 
@@ -20,6 +20,9 @@ pub const DEFAULT_DNS: &str = "127.0.0.1:1053";
 /// Queries of one client a second: a busy machine asks some dozens, and resolvers that stand for a network
 /// some hundreds.
 const QUERIES_PER_SECOND: NonZeroU32 = NonZeroU32::new(2000).unwrap();
+
+/// How a resolver over TLS is written.
+const TLS_UPSTREAM: &str = "as in `upstreams: [\"tls://10.0.0.6#dns.example\"]`";
 
 /// The DNS listener.
 #[derive(Clone, Debug)]
@@ -122,6 +125,7 @@ fn read_tls(report: &mut Report, node: &Node, folder: &Path) -> Option<DnsTls> {
 pub(super) fn read(
     report: &mut Report,
     node: &Node,
+    folder: &Path,
     listeners: Vec<SocketAddr>,
     answers: &mut DnsAnswers,
     resolver: &mut ResolverSettings,
@@ -129,7 +133,18 @@ pub(super) fn read(
     let Some(fields) = Fields::of(report, node, "the resolver's keys") else { return };
     fields.only(
         report,
-        &["upstreams", "zones", "private_link", "hosts", "denied", "cache", "budget", "queries_per_second"],
+        &[
+            "upstreams",
+            "zones",
+            "private_link",
+            "ca",
+            "case_randomization",
+            "hosts",
+            "denied",
+            "cache",
+            "budget",
+            "queries_per_second",
+        ],
     );
     let own = OwnAddresses { listeners, interfaces: Vec::new() };
     if let Some(node) = fields.get("upstreams") {
@@ -144,6 +159,16 @@ pub(super) fn read(
         resolver.hosts.push((name, addresses.map(|address| address.value).collect()));
     }
     resolver.private_link = fields.get("private_link").and_then(|node| private_link(report, &fields, node));
+    if let Some(ca) = fields.text(report, "ca") {
+        resolver.ca = Some(folder.join(ca.value));
+        if !asks_over_tls(resolver) {
+            report.error(ca.span, "`ca` is for resolvers over TLS, and none is asked").hint(TLS_UPSTREAM);
+        }
+    }
+    let words = [("true", true), ("false", false)];
+    if let Some(random) = fields.word(report, "case_randomization", &words) {
+        resolver.case_randomization = random.value;
+    }
     if let Some(node) = fields.get("cache") {
         read_cache(report, node, &mut resolver.cache);
     }
@@ -157,6 +182,15 @@ pub(super) fn read(
     if let Some(rate) = fields.parsed(report, "queries_per_second", number) {
         answers.queries_per_second = rate.value;
     }
+}
+
+fn asks_over_tls(resolver: &ResolverSettings) -> bool {
+    let listed = match &resolver.upstreams {
+        Upstreams::System => &[],
+        Upstreams::Listed(upstreams) => upstreams.as_slice(),
+    };
+    let mut all = listed.iter().chain(resolver.zones.iter().flat_map(|(_, upstreams)| upstreams));
+    all.any(|upstream| matches!(upstream.transport, Transport::Tls(_)))
 }
 
 fn upstreams(report: &mut Report, node: &Node, key: &str, own: &OwnAddresses) -> Vec<Upstream> {
@@ -212,9 +246,12 @@ fn private_link(report: &mut Report, fields: &Fields<'_>, node: &Node) -> Option
 
 fn read_cache(report: &mut Report, node: &Node, cache: &mut CacheSettings) {
     let Some(fields) = Fields::of(report, node, "the bounds of the cache") else { return };
-    fields.only(report, &["entries", "max_ttl", "stale"]);
+    fields.only(report, &["entries", "memory", "max_ttl", "stale"]);
     if let Some(entries) = fields.parsed(report, "entries", number) {
         cache.entries = as_count(entries.value);
+    }
+    if let Some(memory) = fields.parsed(report, "memory", size) {
+        cache.memory = usize::try_from(memory.value).unwrap_or(usize::MAX);
     }
     if let Some(max_ttl) = fields.parsed(report, "max_ttl", duration) {
         cache.max_ttl = max_ttl.value;
@@ -302,9 +339,11 @@ dns:
   upstreams: [10.0.0.5, '10.0.0.6:5353', 'tcp://10.0.0.7', 'tls://10.0.0.6#dns.example']
   zones: {blob.core.windows.net: 168.63.129.16, Corp.example: [10.0.0.8, 10.0.0.9]}
   private_link: {region: westeurope}
+  ca: authorities.pem
+  case_randomization: true
   hosts: {licence.corp.example: [10.9.0.7, '2001:db8::7']}
   denied: gate
-  cache: {entries: 5, max_ttl: 30s, stale: 2h}
+  cache: {entries: 5, memory: 2MiB, max_ttl: 30s, stale: 2h}
   budget: {names_per_minute: 1, name_bytes: 2, entropy_per_minute: 3}
   queries_per_second: 7
 ",
@@ -325,7 +364,9 @@ dns:
         assert_eq!(zones, [("blob.core.windows.net", 1), ("corp.example", 2)]);
         assert_eq!(config.resolver.private_link.unwrap().region.as_deref(), Some("westeurope"));
         assert_eq!(config.resolver.hosts[0].1.len(), 2);
-        assert_eq!(config.resolver.cache.entries, 5);
+        assert!(config.resolver.case_randomization);
+        assert!(config.resolver.ca.is_some_and(|ca| ca.is_absolute() && ca.ends_with("authorities.pem")));
+        assert_eq!((config.resolver.cache.entries, config.resolver.cache.memory), (5, 2 << 20));
         assert_eq!(config.resolver.cache.max_ttl.as_secs(), 30);
         assert_eq!(config.answers.denied, Denied::Gate);
         let budget = BudgetSettings { names_per_minute: 1, name_bytes: 2, entropy_per_minute: 3 };
@@ -353,6 +394,10 @@ dns:
             ("dns: {hosts: {a.example: b.example}}", "is not an address"),
             ("dns: {private_link: yes}", "is not a value of `private_link`"),
             ("dns: {denied: drop}", "is not a value of `denied`"),
+            ("dns: {ca: a.pem}", "`ca` is for resolvers over TLS"),
+            ("dns: {ca: a.pem, upstreams: [10.0.0.5]}", "`ca` is for resolvers over TLS"),
+            ("dns: {case_randomization: sometimes}", "is not a value of `case_randomization`"),
+            ("dns: {cache: {memory: much}}", "is not a size"),
             ("dns: {queries_per_second: 0}", "is not a number above 0"),
             ("dns: {cache: {max_ttl: 5}}", "is not a duration"),
             ("listen: {dns: {tls: {address: '0.0.0.0:853'}}}", "`tls` has no `certificate`"),
