@@ -22,7 +22,8 @@ const NO_DESCRIPTOR: Duration = Duration::from_millis(100);
 
 /// Dials the first of `addresses` that answers, within `limit` for all of them together (RFC 8305, with the
 /// families interleaved). Out of file descriptors, it waits for one. With a `source` the connection comes from that
-/// address, which is the client's and not ours (`IP_TRANSPARENT`, which takes CAP_NET_ADMIN).
+/// address, which is the client's and not ours (`IP_TRANSPARENT`, which takes CAP_NET_ADMIN), and so goes to addresses of
+/// the same family only.
 ///
 /// # Errors
 /// Why the last one failed, as a reason.
@@ -32,6 +33,7 @@ pub async fn dial(
     limit: Duration,
 ) -> Result<(TcpStream, VettedAddr), Reason> {
     let deadline = Instant::now() + limit;
+    let addresses = with_family_of(source, addresses);
     let starved = Arc::new(AtomicBool::new(false));
     match timeout_at(deadline, race(interleave(addresses), source, &starved)).await {
         Ok(Ok(connected)) => Ok(connected),
@@ -90,7 +92,7 @@ async fn attempt(
 #[allow(clippy::disallowed_methods)]
 async fn connect(address: &VettedAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let to = address.socket();
-    let stream = match source.filter(|source| source.is_ipv4() == to.is_ipv4()) {
+    let stream = match source {
         None => TcpStream::connect(to).await?,
         Some(source) => from_source(source)?.connect(to).await?,
     };
@@ -115,6 +117,14 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
 
 fn flatten<T>(done: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
     done.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// The addresses that can be dialled from `source`.
+fn with_family_of(source: Option<IpAddr>, mut addresses: Vec<VettedAddr>) -> Vec<VettedAddr> {
+    if let Some(source) = source {
+        addresses.retain(|address| address.socket().is_ipv4() == source.is_ipv4());
+    }
+    addresses
 }
 
 /// Alternates the families, beginning with that of the first address.

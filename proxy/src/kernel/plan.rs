@@ -440,7 +440,8 @@ impl<'a> Draft<'a> {
                 Expr::Verdict(Verdict::Jump(outgoing_chain(*family))),
             ]));
         }
-        rules.push(Rule::new([self.log(Told::NotServed, None), REJECT]));
+        // An answer to whom nobody knows would go wherever the sender pleased.
+        rules.push(Rule::new([self.log(Told::NotServed, None), DROP]));
         chain(OUTGOING, None, rules)
     }
 
@@ -506,6 +507,7 @@ impl<'a> Draft<'a> {
     }
 }
 
+const DROP: Expr = Expr::Verdict(Verdict::Drop);
 const REJECT: Expr = Do(Statement::Reject(Reject::AdminProhibited));
 
 /// The first packet of a flow is told of, and its flow marked; then and from then on it passes.

@@ -381,7 +381,7 @@ fn what_comes_back_passes_and_nothing_else_goes_to_clients() {
     let error = Packet { state: CtState::Related, protocol: ICMP, ..back.clone() };
     assert_eq!(forwarded(&table, &error).0, End::Accept);
     let unasked = Packet { replies: false, state: CtState::New, ..back.clone() };
-    assert_eq!(forwarded(&table, &unasked), (End::Reject, vec!["og:c:-".to_owned()]));
+    assert_eq!(forwarded(&table, &unasked), (End::Drop, vec!["og:c:-".to_owned()]));
     let from_client = Packet { state: CtState::Related, ..packet("10.1.0.4", "9.9.9.9", ICMP, 0) };
     assert_eq!(forwarded(&table, &from_client).0, End::Reject, "an error of a client may carry anything");
     let odd = Packet { state: CtState::Invalid, ..packet("10.1.0.4", "52.1.0.1", UDP, 5831) };
