@@ -1,7 +1,20 @@
-//! Workloads of the benchmarks: rule sets, policies and names, the same on every run.
+//! Workloads of the benchmarks: rule sets, policies and names, the same on every run; and the parts of the
+//! side-by-side runs: the clients, the origin, the proxies, and what is read of their use of the machine.
 
 // A benchmark that cannot be set up stops with the sentence of the place that noticed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+// The clients of a benchmark stand outside: they dial the proxies.
+#![allow(clippy::disallowed_methods)]
+
+pub mod floor;
+pub mod goals;
+pub mod load;
+pub mod namespace;
+pub mod origin;
+pub mod proxies;
+pub mod report;
+pub mod rows;
+pub mod usage;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -99,6 +112,7 @@ fn terms(action: Action) -> Terms {
         reach: Reach::Public,
         sni: SniCheck::Match,
         tls_only: false,
+        offload: false,
         bound_to_names: false,
         expires: None,
         max_upload: None,
@@ -121,6 +135,12 @@ pub fn name_file(names: usize) -> String {
     let mut text = String::new();
     Random::new(2).names(names).iter().for_each(|name| writeln!(text, "{name}").unwrap());
     text
+}
+
+/// So many names for a list that is longer than what is asked for.
+#[must_use]
+pub fn list(names: usize) -> Vec<String> {
+    Random::new(3).names(names)
 }
 
 /// Compiles [`LISTED`] with this `names.txt`, as a gate does at start and on a reload.
