@@ -161,6 +161,18 @@ impl Appliance {
         Ok(Cut { flows: conntrack::delete(&flows)?, told: revoked.len() })
     }
 
+    /// Forgets the flows of clients that began without the gate, so that their next packets are judged as new ones.
+    /// Says how many there were.
+    ///
+    /// # Errors
+    /// The kernel does not tell, or refuses.
+    pub fn forget_strangers(&self) -> Result<usize, kernel::Error> {
+        let mut flows = conntrack::dump(&conntrack::Filter::default())?;
+        let ours = |flow: &conntrack::Flow| mark::is_ours(flow.mark);
+        flows.retain(|flow| self.kernel.clients.contains(flow.original.source) && !ours(flow));
+        conntrack::delete(&flows)
+    }
+
     /// Fills the ledger of a gate that has just started with what its predecessor told, as the kernel remembers it.
     ///
     /// # Errors

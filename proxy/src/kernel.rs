@@ -28,9 +28,9 @@ use std::fmt::{self, Display, Formatter};
 use nix::errno::Errno;
 use thiserror::Error;
 
+pub use apply::Kept;
 use encode::{attribute, kind};
 use netlink::{ACKNOWLEDGE, Bus, Failure, Socket};
-pub use apply::Kept;
 use table::{Flaw, Table};
 
 /// Puts `table` in force in place of what is there under its name, in one step: a packet meets all of the old one or
@@ -60,7 +60,9 @@ pub fn remove(name: &str) -> Result<bool, Error> {
     match open(Bus::Netfilter)?.transact([&request]) {
         Ok(()) => Ok(true),
         Err(Failure::Refused { errno: Errno::ENOENT, .. }) => Ok(false),
-        Err(failure) => Err(Error::of(format!("to remove table inet {name}"), failure, &["CONFIG_NF_TABLES"])),
+        Err(failure) => {
+            Err(Error::of(format!("to remove table inet {name}"), failure, &["CONFIG_NF_TABLES"]))
+        }
     }
 }
 
@@ -74,7 +76,9 @@ pub fn is_up(name: &str) -> Result<bool, Error> {
     match open(Bus::Netfilter)?.request(&request) {
         Ok(()) => Ok(true),
         Err(Failure::Refused { errno: Errno::ENOENT, .. }) => Ok(false),
-        Err(failure) => Err(Error::of(format!("to look for table inet {name}"), failure, &["CONFIG_NF_TABLES"])),
+        Err(failure) => {
+            Err(Error::of(format!("to look for table inet {name}"), failure, &["CONFIG_NF_TABLES"]))
+        }
     }
 }
 
@@ -131,23 +135,27 @@ pub struct Explanation(Option<String>);
 
 impl Explanation {
     fn of(errno: Errno, features: &[&str]) -> Self {
-        Self(match errno {
-            Errno::EPERM | Errno::EACCES => {
-                Some("it takes CAP_NET_ADMIN, in the user namespace that owns this network namespace".to_owned())
-            }
-            Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT
-                if !features.is_empty() =>
-            {
-                Some(format!("the kernel needs {} for it", features.join(", ")))
-            }
-            Errno::ENFILE => Some("the set is full".to_owned()),
-            Errno::ELOOP => Some("chains jump in a circle".to_owned()),
-            Errno::EMFILE | Errno::EMLINK => Some("jumps nest deeper than the kernel follows".to_owned()),
-            Errno::ENETDOWN => Some("the interface is down".to_owned()),
-            _ => None,
-        })
+        const ABSENT: [Errno; 4] =
+            [Errno::ENOENT, Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT, Errno::EPROTONOSUPPORT];
+        if ABSENT.contains(&errno) && !features.is_empty() {
+            return Self(Some(format!("the kernel needs {} for it", features.join(", "))));
+        }
+        let known = EXPLAINED.iter().find(|(explained, _)| *explained == errno);
+        Self(known.map(|(_, explanation)| (*explanation).to_owned()))
     }
 }
+
+const NOT_ALLOWED: &str = "it takes CAP_NET_ADMIN, in the user namespace that owns this network namespace";
+const TOO_DEEP: &str = "jumps nest deeper than the kernel follows";
+const EXPLAINED: [(Errno, &str); 7] = [
+    (Errno::EPERM, NOT_ALLOWED),
+    (Errno::EACCES, NOT_ALLOWED),
+    (Errno::ENFILE, "the set is full"),
+    (Errno::ELOOP, "chains jump in a circle"),
+    (Errno::EMFILE, TOO_DEEP),
+    (Errno::EMLINK, TOO_DEEP),
+    (Errno::ENETDOWN, "the interface is down"),
+];
 
 impl Display for Explanation {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

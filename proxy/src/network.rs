@@ -226,6 +226,7 @@ impl Listener {
                 }
             }
             let now = Instant::now();
+            events.extend(self.watch.closed(now, Timestamp::now()));
             let over = last.is_some_and(|last| last <= now);
             if over {
                 events.extend(self.watch.finish(Timestamp::now()));
@@ -246,11 +247,14 @@ impl Listener {
         let mut polled = [self.packets.as_fd(), self.ends.as_fd(), self.stopped.as_fd()].map(wanted);
         // A pipe that was closed stays so: nothing is left to be heard of it.
         let count = if last.is_some() { 2 } else { 3 };
-        let patience = last.map_or(SWEEP, |last| last.saturating_duration_since(Instant::now()));
+        let usual = if self.watch.is_waiting() { nflog::GATHERING } else { SWEEP };
+        let patience = last.map_or(usual, |last| last.saturating_duration_since(Instant::now()));
         // Rounded up, lest the last milliseconds are spent in turning round.
         let timeout = PollTimeout::try_from(patience + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO);
         match poll(polled.get_mut(..count).unwrap_or_default(), timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(polled.last().is_some_and(|stopped| stopped.any().unwrap_or(false))),
+            Ok(_) | Err(Errno::EINTR) => {
+                Ok(polled.last().is_some_and(|stopped| stopped.any().unwrap_or(false)))
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -264,7 +268,9 @@ impl Listener {
             events.extend(logged.and_then(|logged| watch.packet(&logged, now, time)));
         })?;
         let read = ends.read(|message| {
-            events.extend(conntrack_events::ended(message).map(|ended| watch.ended(&ended, now, time)));
+            if let Some(ended) = conntrack_events::ended(message) {
+                watch.ended(ended, now);
+            }
         })?;
         if read == Read::Overrun {
             watch.overrun();

@@ -163,6 +163,7 @@ async fn open(appliance: &Arc<Appliance>, gate: &Arc<Gate>) -> anyhow::Result<Li
         // The names come first, by which open flows are judged; then the rules, and then what they do not allow.
         appliance.remember(&gate.ledger)?;
         appliance.enforce(&gate.rules())?;
+        appliance.forget_strangers()?;
         appliance.cut(&gate.rules(), &gate.ledger)
     });
     opened.await?.context("the appliance")?;

@@ -38,6 +38,15 @@ impl LookupDecision {
     }
 }
 
+/// The rules for a name.
+#[derive(Default)]
+struct ForLookup {
+    denies: Matches,
+    allows: Matches,
+    /// Whether other clients have an allow rule.
+    of_others: bool,
+}
+
 /// Proof that a client may look a name up: only [`RuleSet::decide_lookup`] makes one.
 #[derive(Clone, Debug)]
 pub struct LookupPermit {
@@ -60,7 +69,7 @@ impl RuleSet {
         name: &DomainName,
         now: Timestamp,
     ) -> LookupDecision {
-        let (denies, allows) = self.rules_for_lookup(client, name, now);
+        let ForLookup { denies, allows, of_others } = self.rules_for_lookup(client, name, now);
         let (denied, allowed_by): (Matches, Matches) = allows
             .into_iter()
             .partition(|id| self.rule(*id).is_none_or(|allow| self.leaves_nothing(&denies, allow)));
@@ -69,6 +78,7 @@ impl RuleSet {
             (Some(allow), _) => (Reason::Rule, Some(*allow)),
             (None, Some(deny)) => (Reason::DenyRule, Some(*deny)),
             (None, None) if self.allows_internet() => (Reason::InternetMode, None),
+            (None, None) if of_others => (Reason::SourceNotInRule, None),
             (None, None) => (Reason::NoRule, None),
         };
         let enforcement = self.settings().enforcement;
@@ -95,18 +105,21 @@ impl RuleSet {
         self.allows_internet() || self.names().names_something_below(name.as_str())
     }
 
-    /// The deny and the allow rules for a name that hold for `client` now, on any port.
-    fn rules_for_lookup(&self, client: IpAddr, name: &DomainName, now: Timestamp) -> (Matches, Matches) {
-        let (mut denies, mut allows) = (Matches::new(), Matches::new());
+    /// The rules for a name that hold for `client` now, on any port.
+    fn rules_for_lookup(&self, client: IpAddr, name: &DomainName, now: Timestamp) -> ForLookup {
+        let mut found = ForLookup::default();
         self.each_rule_named(name, |id| {
-            let Some(rule) = self.rule(id).filter(|rule| holds(rule, client, now)) else { return };
+            let Some(rule) = self.rule(id) else { return };
             match rule.terms.action {
-                Action::Deny => denies.push(id),
-                Action::Allow if !allows.contains(&id) => allows.push(id),
-                Action::Allow => {}
+                Action::Deny if holds(rule, client, now) => found.denies.push(id),
+                Action::Allow if holds(rule, client, now) && !found.allows.contains(&id) => {
+                    found.allows.push(id)
+                }
+                Action::Deny => {}
+                Action::Allow => found.of_others |= !rule.terms.sources.contains(client),
             }
         });
-        (denies, allows)
+        found
     }
 
     /// Whether the deny rules cover all that an allow rule opens.
@@ -277,7 +290,11 @@ outbound_rules:
 ",
         );
         assert_eq!(reason(&rules, "10.1.0.4", "db.example.org"), Reason::Rule);
-        assert_eq!(reason(&rules, "10.2.0.4", "db.example.org"), Reason::NoRule, "for whom it is not");
+        assert_eq!(
+            reason(&rules, "10.2.0.4", "db.example.org"),
+            Reason::SourceNotInRule,
+            "for whom it is not"
+        );
         assert_eq!(reason(&rules, "10.2.0.4", "a.corp.example.org"), Reason::Rule, "resolving is enough");
         assert_eq!(reason(&rules, "10.1.0.4", "other.example.org"), Reason::NoRule);
     }
@@ -386,9 +403,8 @@ outbound_rules:
 ",
         );
         let name = DomainName::parse("mlvault.vault.azure.net").unwrap();
-        let permit = |client: &str| {
-            rules.decide_lookup(client.parse().unwrap(), &name, NOW).into_permit().unwrap()
-        };
+        let permit =
+            |client: &str| rules.decide_lookup(client.parse().unwrap(), &name, NOW).into_permit().unwrap();
         let addresses: [IpAddr; 2] = ["10.1.5.4", "fd00:1::4"].map(|address| address.parse().unwrap());
         assert_eq!(permit("10.1.0.4").pinned(), Some(&addresses[..]));
         assert_eq!(permit("10.2.0.4").pinned(), None, "the rule is not for this client");

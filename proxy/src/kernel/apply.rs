@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::Error;
 use super::encode::{self, Object, SetIds, Shape, attribute, hook_kind, hook_number, kind};
 use super::netlink::{Failure, Message, Socket};
-use super::table::{Chain, Hook, Table};
+use super::table::{Chain, Contents, Hook, Set, Table};
 
 mod generation;
 
@@ -30,13 +30,15 @@ impl Kept {
         Self::default()
     }
 
-    /// The sets with these names, also where the new table does not mention them.
+    /// The sets with these names, also where the new table does not mention them. A name that ends in `*` stands for
+    /// all that begin so.
     pub fn sets<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         Self(names.into_iter().map(str::to_owned).collect())
     }
 
     fn has(&self, name: &str) -> bool {
-        self.0.contains(name)
+        let begins = |kept: &String| kept.strip_suffix('*').is_some_and(|start| name.starts_with(start));
+        self.0.contains(name) || self.0.iter().any(begins)
     }
 }
 
@@ -60,7 +62,8 @@ pub(super) fn apply(socket: &mut Socket, table: &Table, kept: &Kept, most: usize
 fn replace(socket: &mut Socket, table: &Table, kept: &Kept, there: &There, most: usize) -> Result<(), Error> {
     let objects = at_once(table, kept, there);
     let bytes = size(&objects);
-    let room = socket.room_for(bytes).map_err(|failure| Error::of("the table".to_owned(), failure, &[]))?.min(most);
+    let room =
+        socket.room_for(bytes).map_err(|failure| Error::of("the table".to_owned(), failure, &[]))?.min(most);
     if bytes <= room { transact(socket, &objects) } else { in_stages(socket, table, kept, there, room) }
 }
 
@@ -80,7 +83,19 @@ fn at_once(table: &Table, kept: &Kept, there: &There) -> Vec<Object> {
 
 /// What no packet reaches comes first, in as many transactions as it takes; then the chains at the hooks turn to it
 /// in one; then what they have turned from goes.
-fn in_stages(socket: &mut Socket, table: &Table, kept: &Kept, there: &There, room: usize) -> Result<(), Error> {
+///
+/// The told sets are filled by name, so they stay under theirs; those that are not kept lose their elements.
+fn in_stages(
+    socket: &mut Socket,
+    table: &Table,
+    kept: &Kept,
+    there: &There,
+    room: usize,
+) -> Result<(), Error> {
+    let emptied =
+        told_sets(table).filter(|name| !kept.has(name) && there.sets.iter().any(|set| set.name == *name));
+    let emptied: Vec<_> = emptied.map(|set| empty_set(&table.name, set)).collect();
+    let kept = &Kept(kept.0.iter().map(String::as_str).chain(told_sets(table)).map(str::to_owned).collect());
     let new = of_generation(table, kept, there.latest_generation() + 1);
     let table_name = &table.name;
     let mut ids = SetIds::default();
@@ -103,9 +118,11 @@ fn in_stages(socket: &mut Socket, table: &Table, kept: &Kept, there: &There, roo
     );
     turn.extend(hooked(&new).map(|chain| encode::chain(&new, chain)));
     turn.extend(hooked(&new).flat_map(|chain| rules(&new, chain, &mut ids)));
+    turn.extend(emptied);
     transact(socket, &turn)?;
 
-    let old_chains = || there.chains.iter().filter(|chain| chain.hook.is_none()).map(|chain| chain.name.as_str());
+    let old_chains =
+        || there.chains.iter().filter(|chain| chain.hook.is_none()).map(|chain| chain.name.as_str());
     let mut leaving: Vec<_> = old_chains().map(|chain| forget_rules(table_name, Some(chain))).collect();
     leaving.extend(stale_sets(table, kept, there).map(|set| forget_set(table_name, set)));
     leaving.extend(old_chains().map(|chain| forget_chain(table_name, chain)));
@@ -125,12 +142,17 @@ fn rules(table: &Table, chain: &Chain, ids: &mut SetIds) -> Vec<Object> {
     rules.map(|(index, rule)| encode::rule(table, chain, index, rule, ids)).collect()
 }
 
+fn told_sets(table: &Table) -> impl Iterator<Item = &str> {
+    let told = table.sets.iter().filter(|set| matches!(set.contents, Contents::Told(..) | Contents::Ways(..)));
+    told.map(|set| set.name.as_str())
+}
+
 /// The sets to make: all but those that stay.
 fn new_sets<'a>(
     table: &'a Table,
     kept: &'a Kept,
     there: &'a There,
-) -> impl Iterator<Item = &'a super::table::Set> + use<'a> {
+) -> impl Iterator<Item = &'a Set> + use<'a> {
     table.sets.iter().filter(move |set| {
         let found = there.sets.iter().find(|found| found.name == set.name);
         !(kept.has(&set.name) && found.is_some_and(|found| found.shape == Shape::of(&set.contents)))
@@ -166,6 +188,11 @@ fn forget_rules(table: &str, chain: Option<&str>) -> Object {
     Object::new("to remove old rules".to_owned(), request)
 }
 
+fn empty_set(table: &str, set: &str) -> Object {
+    let request = encode::about(kind::DELETE_ELEMENT, 0, table, attribute::NAME, set);
+    Object::new(format!("to empty set {set}"), request)
+}
+
 fn forget_set(table: &str, set: &str) -> Object {
     let request = encode::about(kind::DELETE_SET, 0, table, attribute::NAME, set);
     Object::new(format!("to remove set {set}"), request)
@@ -198,7 +225,8 @@ fn parts(objects: &[Object], room: usize) -> impl Iterator<Item = &[Object]> {
 }
 
 fn transact(socket: &mut Socket, objects: &[Object]) -> Result<(), Error> {
-    let requests = || objects.iter().flat_map(|object| object.requests.iter().map(move |request| (object, request)));
+    let requests =
+        || objects.iter().flat_map(|object| object.requests.iter().map(move |request| (object, request)));
     socket.transact(requests().map(|(_, request)| request)).map_err(|failure| {
         let place = match &failure {
             Failure::Refused { place, .. } => *place,
@@ -240,13 +268,19 @@ struct Hooked {
 
 impl Hooked {
     fn of(hook: &Hook) -> Self {
-        Self { kind: hook_kind(hook.kind).to_owned(), number: hook_number(hook.place), priority: hook.priority }
+        Self {
+            kind: hook_kind(hook.kind).to_owned(),
+            number: hook_number(hook.place),
+            priority: hook.priority,
+        }
     }
 }
 
 impl There {
     fn look(socket: &mut Socket, table: &str) -> Result<Self, Error> {
-        let ask = |kind, name: &str| (encode::message(kind, 0), format!("to list the {name} of table inet {table}"));
+        let ask = |kind, name: &str| {
+            (encode::message(kind, 0), format!("to list the {name} of table inet {table}"))
+        };
         let (chains, what) = ask(kind::GET_CHAIN, "chains");
         let chains = socket.dump(&chains, |message| FoundChain::read(message, table));
         let chains = chains.map_err(|failure| Error::of(what, failure, &["CONFIG_NF_TABLES"]))?;

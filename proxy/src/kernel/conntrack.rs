@@ -97,7 +97,10 @@ pub fn dump(filter: &Filter) -> Result<Vec<Flow>, Error> {
     for family in [Family::V4, Family::V6] {
         let request = Request::netfilter(CONNTRACK, GET, 0, number(family));
         let found = socket.dump(&request, |message| Flow::read(message).filter(|flow| filter.takes(flow)));
-        flows.extend(found.map_err(|failure| Error::of("to list conntrack's flows".to_owned(), failure, &[FEATURE]))?);
+        flows.extend(
+            found
+                .map_err(|failure| Error::of("to list conntrack's flows".to_owned(), failure, &[FEATURE]))?,
+        );
     }
     Ok(flows)
 }

@@ -7,8 +7,10 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::netlink::{APPEND, CREATE, EXCLUSIVE, Request};
-use super::table::{Chain, Contents, Family, Hook, HookKind, HookPlace, Policy, Rule, Set, Table, ToldLimits, Verdict};
 use super::table::ranges::{address_behind, merged, merged_ports, merged_verdicts};
+use super::table::{
+    Chain, Contents, Family, Hook, HookKind, HookPlace, Policy, Rule, Set, Table, ToldLimits, Verdict,
+};
 
 mod expressions;
 
@@ -133,7 +135,8 @@ pub(super) fn table(table: &str) -> Object {
 pub(super) fn set(table: &Table, set: &Set, ids: &mut SetIds) -> Object {
     let shape = Shape::of(&set.contents);
     let mut request = new_set(&table.name, &set.name, shape, ids.next());
-    if let Contents::Told(_, ToldLimits { size, clear_every }) = &set.contents {
+    if let Contents::Told(_, limits) | Contents::Ways(_, limits) = &set.contents {
+        let ToldLimits { size, clear_every } = limits;
         request.nest(SET_DESCRIPTION, |description| description.push_be32(SET_DESCRIPTION_SIZE, *size));
         let milliseconds = u32::try_from(clear_every.as_millis()).unwrap_or(u32::MAX);
         request.push_be32(SET_GC_INTERVAL, milliseconds);
@@ -220,12 +223,19 @@ impl Shape {
             Contents::Ports(_) => Self { flags: INTERVAL, key_type: INET_SERVICE, key_length: 2 },
             Contents::Told(family, _) => {
                 let Self { key_type, key_length, .. } = Self::address(*family);
-                // nft numbers a concatenation by its parts, 6 bits each; each part takes whole registers.
-                let parts = [key_type, key_type, INET_PROTOCOL, INET_SERVICE];
-                let key_type = parts.iter().fold(0, |number, part| number << 6 | part);
-                Self { flags: TIMEOUT, key_type, key_length: 2 * key_length + 8 }
+                Self::timed(&[key_type, key_type, INET_PROTOCOL, INET_SERVICE], 2 * key_length + 8)
+            }
+            Contents::Ways(family, _) => {
+                let Self { key_type, key_length, .. } = Self::address(*family);
+                Self::timed(&[key_type, INET_PROTOCOL, INET_SERVICE], key_length + 8)
             }
         }
+    }
+
+    /// nft numbers a concatenation by its parts, 6 bits each; each part takes whole registers.
+    fn timed(parts: &[u32], key_length: u32) -> Self {
+        let key_type = parts.iter().fold(0, |number, part| number << 6 | part);
+        Self { flags: TIMEOUT, key_type, key_length }
     }
 
     fn address(family: Family) -> Self {
@@ -361,7 +371,7 @@ fn intervals(contents: &Contents) -> Vec<Bound<'_>> {
             let merged = merged_verdicts(verdicts).into_iter();
             merged.flat_map(|(range, verdict)| bounds_of(&range, Some(verdict))).collect()
         }
-        Contents::Told(..) => Vec::new(),
+        Contents::Told(..) | Contents::Ways(..) => Vec::new(),
     }
 }
 
@@ -380,8 +390,13 @@ fn bounds_of<'a>(
 }
 
 fn port_bounds(ranges: &[RangeInclusive<u16>]) -> Vec<Bound<'static>> {
-    let bounds = ranges.iter().flat_map(|range| [Some((*range.start(), false)), range.end().checked_add(1).map(|behind| (behind, true))]);
-    bounds.flatten().map(|(port, ends)| Bound { key: port.to_be_bytes().into(), ends, verdict: None }).collect()
+    let bounds = ranges.iter().flat_map(|range| {
+        [Some((*range.start(), false)), range.end().checked_add(1).map(|behind| (behind, true))]
+    });
+    bounds
+        .flatten()
+        .map(|(port, ends)| Bound { key: port.to_be_bytes().into(), ends, verdict: None })
+        .collect()
 }
 
 fn address_bytes(address: IpAddr) -> Vec<u8> {

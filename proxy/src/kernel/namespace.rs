@@ -10,10 +10,14 @@ const INSIDE: &str = "OUTGATE_TEST_NAMESPACE";
 /// Runs `test` in a namespace of its own whose loopback interface is up. The closure stands in the test's function
 /// and is all that it does: its type's name tells which test to run again.
 pub(super) fn inside<F: FnOnce()>(test: F) {
-    inside_of(&["unshare", "--user", "--map-root-user", "--net"], || {
-        run("ip", &["link", "set", "lo", "up"]);
-        test();
-    }, type_name::<F>());
+    inside_of(
+        &["unshare", "--user", "--map-root-user", "--net"],
+        || {
+            run("ip", &["link", "set", "lo", "up"]);
+            test();
+        },
+        type_name::<F>(),
+    );
 }
 
 /// Likewise where `command` leads, for the test whose closure has this type's name.
@@ -29,7 +33,8 @@ pub(super) fn inside_of(command: &[&str], test: impl FnOnce(), closure: &str) {
         .env(INSIDE, "1")
         .output()
         .expect("unshare of util-linux");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
     println!("{said}");
 }

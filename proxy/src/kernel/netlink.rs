@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, connect, getsockopt, recv, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, connect, getsockopt, recv,
+    send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use thiserror::Error;
@@ -243,7 +243,14 @@ impl Socket {
     /// Waits for the answer to the request `last`, or for a refusal of one since `first`.
     fn acknowledged(&mut self, first: u32, last: u32) -> Result<(), Failure> {
         loop {
-            for message in messages(self.heard()?) {
+            let datagram = match self.heard() {
+                // Each refusal repeats its request. Where not all have room, the first are there, which is what counts.
+                Err(Failure::Socket(error)) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    continue;
+                }
+                heard => heard?,
+            };
+            for message in messages(datagram) {
                 let place = message.sequence.wrapping_sub(first);
                 if message.kind != ERROR || place > last.wrapping_sub(first) {
                     continue;
@@ -393,7 +400,8 @@ impl Request {
     }
 
     fn write_to(&self, out: &mut Vec<u8>, flags: u16, sequence: u32) -> Result<(), Failure> {
-        let length = u32::try_from(self.bytes.len()).ok().filter(|_| !self.too_long).ok_or(Failure::TooLong)?;
+        let length =
+            u32::try_from(self.bytes.len()).ok().filter(|_| !self.too_long).ok_or(Failure::TooLong)?;
         let (head, body) = self.bytes.split_first_chunk::<HEADER>().ok_or(Failure::TooLong)?;
         let [_, _, _, _, kind_low, kind_high, flags_low, flags_high, ..] = *head;
         let flags = flags | u16::from_ne_bytes([flags_low, flags_high]);

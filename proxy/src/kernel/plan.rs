@@ -15,6 +15,10 @@
 //!   began before a name's answer ran out goes on by that mark.
 //! - Where the gate's process is gone, TPROXY finds no socket and the next rule refuses.
 //!
+//! Whenever the table changes, the kernel walks every range of addresses into the chains that it leads to, for it looks
+//! for circles. All of Microsoft's service tags in rules of the same ports are in force in a second or two; in thousands
+//! of rules with hundreds of different lists of ports they take up to a minute, in which the old table holds.
+//!
 //! **What the kernel does not see** is what is inside: no names, no requests, no bytes to be limited. Deny rules on
 //! names cannot hold for what it passes, which is UDP by address and the TCP of `offload: kernel`; `outgate check`
 //! warns of it. Names hold for UDP as far as a client asks for them and is told an address, and such an address
@@ -342,6 +346,10 @@ impl<'a> Draft<'a> {
             routed.map(|found| Rule::new([Is(found), log(), Expr::Verdict(Verdict::Drop)])).into();
         if self.appliance.redirection == Redirection::Tproxy {
             rules.push(Rule::new([Is(Match::LocalDestination), RETURN]));
+            // Answers to a connection that the gate made with a client's address: they are for its socket.
+            let ours = [is_protocol(TCP), Is(Match::TransparentSocket)];
+            let marked = Do(Statement::SetMark(self.appliance.mark));
+            rules.push(Rule::new(ours.into_iter().chain([marked, ACCEPT])));
             rules.push(Rule::new([Is(Match::CtDirection(CtDirection::Reply)), RETURN]));
             rules.extend(self.from_clients([is_protocol(TCP)], &Verdict::Goto(INTERCEPT.into())));
         }

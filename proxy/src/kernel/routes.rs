@@ -119,7 +119,9 @@ impl Routes {
         const SCOPE_HOST: u8 = 254;
         let loopback = if_nametoindex("lo").map_err(|errno| self.error("route", family, errno.into()))?;
         let fixed = [number(family), 0, 0, 0, 0, STATIC, SCOPE_HOST, LOCAL, 0, 0, 0, 0];
-        Ok(Request::new(kind, flags, &fixed).with(4, &loopback.to_ne_bytes()).with(15, &self.table.to_ne_bytes()))
+        Ok(Request::new(kind, flags, &fixed)
+            .with(4, &loopback.to_ne_bytes())
+            .with(15, &self.table.to_ne_bytes()))
     }
 
     fn error(&self, what: &str, family: Family, failure: Failure) -> Error {
@@ -150,14 +152,17 @@ pub struct Setting {
 /// The settings of this network namespace that are not as a gateway needs them. Nothing is changed.
 #[must_use]
 pub fn unfit_settings() -> Vec<Setting> {
-    SETTINGS.iter().filter_map(|(name, wanted, needed, why)| {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        let found = fs::read_to_string(path).ok().map(|value| value.trim().to_owned());
-        // A host without IPv6 has no setting for it, and no packets.
-        let absent = found.is_none() && name.contains("ipv6");
-        let fits = found.as_deref() == Some(wanted) || absent;
-        (!fits).then_some(Setting { name, wanted, found, why, needed: *needed })
-    }).collect()
+    SETTINGS
+        .iter()
+        .filter_map(|(name, wanted, needed, why)| {
+            let path = format!("/proc/sys/{}", name.replace('.', "/"));
+            let found = fs::read_to_string(path).ok().map(|value| value.trim().to_owned());
+            // A host without IPv6 has no setting for it, and no packets.
+            let absent = found.is_none() && name.contains("ipv6");
+            let fits = found.as_deref() == Some(wanted) || absent;
+            (!fits).then_some(Setting { name, wanted, found, why, needed: *needed })
+        })
+        .collect()
 }
 
 const SETTINGS: [(&str, &str, bool, &str); 8] = [

@@ -234,6 +234,8 @@ pub enum Match {
     RoutingHeader,
     /// `ip saddr . ip daddr . meta l4proto . th dport @told`: the flow is in a [`Contents::Told`] set.
     Told(String),
+    /// `ip daddr . meta l4proto . th dport @ways`: the flow goes where a [`Contents::Ways`] set says.
+    Way(String),
 }
 
 /// Addresses of one family: in a set of the table, or written in the rule.
@@ -391,9 +393,12 @@ pub enum Contents {
     /// Client, address, protocol and port of flows by name, with a timeout each: filled by
     /// [`told`](super::told), and always empty here.
     Told(Family, ToldLimits),
+    /// Address, protocol and port that are open to anybody who is led to the set, with a timeout each: filled by
+    /// [`told`](super::told), and always empty here.
+    Ways(Family, ToldLimits),
 }
 
-/// The bounds of a [`Contents::Told`] set.
+/// The bounds of a [`Contents::Told`] or [`Contents::Ways`] set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ToldLimits {
     /// Elements that it holds at most; the kernel refuses the next.

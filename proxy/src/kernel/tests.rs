@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 use outgate_rules::DomainName;
 
-use super::netlink::Bus;
 use super::namespace::{inside, inside_of, load, run};
+use super::netlink::{Bus, Failure};
 use super::routes::Routes;
 use super::table::Expr::{Do, Is, IsNot};
 use super::table::*;
@@ -52,7 +52,14 @@ fn chain(name: &str, rules: Vec<Rule>) -> Chain {
     Chain { name: name.to_owned(), hook: None, rules }
 }
 
-pub(super) fn hooked(name: &str, kind: HookKind, place: HookPlace, priority: i32, policy: Policy, rules: Vec<Rule>) -> Chain {
+pub(super) fn hooked(
+    name: &str,
+    kind: HookKind,
+    place: HookPlace,
+    priority: i32,
+    policy: Policy,
+    rules: Vec<Rule>,
+) -> Chain {
     Chain { name: name.to_owned(), hook: Some(Hook { kind, place, priority, policy }), rules }
 }
 
@@ -91,7 +98,10 @@ fn matches() -> Vec<Match> {
         Address(Field::Destination, Addresses::Ranges(ranges(&["10.1.2.0/24"]))),
         Address(Field::Destination, Addresses::Ranges(ranges(&["10.1.2.0/23"]))),
         Address(Field::Source, Addresses::Ranges(ranges(&["10.1.2.3-10.1.2.9"]))),
-        Address(Field::Source, Addresses::Ranges(ranges(&["10.0.0.0/8", "192.168.0.0/16", "172.16.0.1-172.16.0.6"]))),
+        Address(
+            Field::Source,
+            Addresses::Ranges(ranges(&["10.0.0.0/8", "192.168.0.0/16", "172.16.0.1-172.16.0.6"])),
+        ),
         Address(Field::Source, Addresses::Ranges(ranges(&["fd00::1"]))),
         Address(Field::Destination, Addresses::Ranges(ranges(&["fd00:1::/33"]))),
         Address(Field::Destination, Addresses::Ranges(ranges(&["fd00::/64", "2001:db8::/32"]))),
@@ -111,6 +121,8 @@ fn matches() -> Vec<Match> {
         RoutingHeader,
         Told("told4".to_owned()),
         Told("told6".to_owned()),
+        Way("ways4".to_owned()),
+        Way("ways6".to_owned()),
     ]
 }
 
@@ -128,7 +140,9 @@ fn port_matches() -> Vec<Match> {
 
 /// A table with every expression in it.
 fn everything() -> Table {
-    let both = |a_match: Match| [Rule::new([Is(a_match.clone()), Do(Statement::Count)]), Rule::new([IsNot(a_match), DROP])];
+    let both = |a_match: Match| {
+        [Rule::new([Is(a_match.clone()), Do(Statement::Count)]), Rule::new([IsNot(a_match), DROP])]
+    };
     let mut rules: Vec<Rule> = matches().into_iter().flat_map(both).collect();
     for a_match in port_matches() {
         for protocol in [TCP, UDP] {
@@ -142,13 +156,25 @@ fn everything() -> Table {
         rules.push(Rule::new([dispatch(Field::Destination)]));
         rules.push(Rule::new([dispatch(Field::Source)]).comment("by \"source\""));
     }
-    rules.push(Rule::new([Do(Statement::Count), Do(Statement::Log(Log::new(7, "og:d:12", 96, 20))), Do(Statement::Reject(Reject::AdminProhibited))]));
+    rules.push(Rule::new([
+        Do(Statement::Count),
+        Do(Statement::Log(Log::new(7, "og:d:12", 96, 20))),
+        Do(Statement::Reject(Reject::AdminProhibited)),
+    ]));
     rules.push(Rule::new([Do(Statement::Reject(Reject::PortUnreachable))]));
     rules.push(Rule::new([TCP_ONLY(), Do(Statement::Reject(Reject::TcpReset))]));
     rules.push(Rule::new([Do(Statement::SetMark(0x67)), Do(Statement::SetCtMark(0x0067_0001))]));
     rules.push(Rule::new([Expr::Verdict(Verdict::Jump("other".to_owned()))]));
     rules.push(Rule::new([Expr::Verdict(Verdict::Goto("other".to_owned()))]));
-    let tproxy = |to| Rule::new([TCP_ONLY(), Is(Match::DestinationPort(vec![443..=443])), Do(Statement::Tproxy(to)), Do(Statement::SetMark(1)), ACCEPT]);
+    let tproxy = |to| {
+        Rule::new([
+            TCP_ONLY(),
+            Is(Match::DestinationPort(vec![443..=443])),
+            Do(Statement::Tproxy(to)),
+            Do(Statement::SetMark(1)),
+            ACCEPT,
+        ])
+    };
     let caught = vec![
         Rule::new([Expr::Verdict(Verdict::Jump("rules".to_owned()))]),
         tproxy(TproxyTo::Port(8443)),
@@ -156,32 +182,75 @@ fn everything() -> Table {
         tproxy(TproxyTo::Address(address("::1"), 8443)),
     ];
     let (filter, nat) = (HookKind::Filter, HookKind::Nat);
-    let redirect = Rule::new([Is(Match::Protocol(vec![UDP])), Is(Match::DestinationPort(vec![53..=53])), Do(Statement::Redirect(5353))]);
+    let redirect = Rule::new([
+        Is(Match::Protocol(vec![UDP])),
+        Is(Match::DestinationPort(vec![53..=53])),
+        Do(Statement::Redirect(5353)),
+    ]);
     let verdicts = |texts: [&str; 3]| {
         let jump = Verdict::Jump("other".to_owned());
-        texts.iter().map(|text| range(text)).zip([jump, Verdict::Accept, Verdict::Goto("other".to_owned())]).collect()
+        texts
+            .iter()
+            .map(|text| range(text))
+            .zip([jump, Verdict::Accept, Verdict::Goto("other".to_owned())])
+            .collect()
     };
     table(
         vec![
-            set("nets4", Contents::Addresses(Family::V4, ranges(&["10.0.0.0/8", "0.0.0.0/32", "10.4.0.0-11.0.0.5", "255.255.255.0/24"]))),
-            set("nets6", Contents::Addresses(Family::V6, ranges(&["fd00::/8", "::/128", "ffff::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]))),
+            set(
+                "nets4",
+                Contents::Addresses(
+                    Family::V4,
+                    ranges(&["10.0.0.0/8", "0.0.0.0/32", "10.4.0.0-11.0.0.5", "255.255.255.0/24"]),
+                ),
+            ),
+            set(
+                "nets6",
+                Contents::Addresses(
+                    Family::V6,
+                    ranges(&["fd00::/8", "::/128", "ffff::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]),
+                ),
+            ),
             set("empty", Contents::Addresses(Family::V4, Vec::new())),
             set("ports", Contents::Ports(vec![80..=80, 443..=443, 60000..=65535])),
             set("told4", told(Family::V4)),
             set("told6", told(Family::V6)),
-            set("spans4", Contents::Dispatch(Family::V4, verdicts(["1.0.0.0/8", "2.0.0.0-2.0.0.8", "2.0.0.9-255.255.255.255"]))),
-            set("spans6", Contents::Dispatch(Family::V6, verdicts(["2001:db8::/32", "2001:db9::/32", "fd00::/8"]))),
+            set(
+                "spans4",
+                Contents::Dispatch(
+                    Family::V4,
+                    verdicts(["1.0.0.0/8", "2.0.0.0-2.0.0.8", "2.0.0.9-255.255.255.255"]),
+                ),
+            ),
+            set(
+                "spans6",
+                Contents::Dispatch(Family::V6, verdicts(["2001:db8::/32", "2001:db9::/32", "fd00::/8"])),
+            ),
         ],
         vec![
             chain("other", vec![Rule::new([Do(Statement::Count)])]),
             chain("rules", rules),
-            hooked("raw", filter, HookPlace::Prerouting, -300, Policy::Accept, vec![Rule::new([Do(Statement::Notrack)])]),
+            hooked(
+                "raw",
+                filter,
+                HookPlace::Prerouting,
+                -300,
+                Policy::Accept,
+                vec![Rule::new([Do(Statement::Notrack)])],
+            ),
             hooked("caught", filter, HookPlace::Prerouting, -150, Policy::Accept, caught),
             hooked("redirected", nat, HookPlace::Prerouting, -100, Policy::Accept, vec![redirect]),
             hooked("arriving", filter, HookPlace::Input, 0, Policy::Accept, vec![]),
             hooked("passing", filter, HookPlace::Forward, 0, Policy::Drop, vec![Rule::new([DROP])]),
             hooked("leaving", HookKind::Route, HookPlace::Output, -150, Policy::Accept, vec![]),
-            hooked("masked", nat, HookPlace::Postrouting, 100, Policy::Accept, vec![Rule::new([Do(Statement::Masquerade)])]),
+            hooked(
+                "masked",
+                nat,
+                HookPlace::Postrouting,
+                100,
+                Policy::Accept,
+                vec![Rule::new([Do(Statement::Masquerade)])],
+            ),
         ],
     )
 }
@@ -211,7 +280,8 @@ fn a_second_apply_leaves_what_the_first_would_have() {
 
 /// Sets and chains by name: those that stayed stand before those that are new.
 fn sorted(listed: &str) -> Vec<&str> {
-    let mut blocks: Vec<_> = listed.split("\n\n").map(|block| block.trim_end_matches(['}', '\n', '\t'])).collect();
+    let mut blocks: Vec<_> =
+        listed.split("\n\n").map(|block| block.trim_end_matches(['}', '\n', '\t'])).collect();
     blocks[0] = blocks[0].trim_start_matches("table inet outgate {\n");
     blocks.sort_unstable();
     blocks
@@ -257,13 +327,34 @@ fn what_the_kernel_refuses_is_named_and_what_was_there_stays() {
         apply(&everything(), &Kept::none()).expect("applied");
         let before = listed();
         // Sockets are not looked for where packets are forwarded.
-        let rules = vec![Rule::new([Do(Statement::Count)]), Rule::new([Is(Match::TransparentSocket), ACCEPT]).comment("mine")];
+        let rules = vec![
+            Rule::new([Do(Statement::Count)]),
+            Rule::new([Is(Match::TransparentSocket), ACCEPT]).comment("mine"),
+        ];
         let wrong = hooked("passing", HookKind::Filter, HookPlace::Forward, 0, Policy::Accept, rules);
         let error = apply(&table(vec![], vec![wrong]), &Kept::none()).expect_err("refused");
         assert!(matches!(error, Error::Refused { errno: Errno::EOPNOTSUPP, .. }), "{error:?}");
         let said = error.to_string();
-        assert!(said.contains("chain passing, rule 2 (mine)") && said.contains("CONFIG_NFT_SOCKET"), "{said}");
+        assert!(
+            said.contains("chain passing, rule 2 (mine)") && said.contains("CONFIG_NFT_SOCKET"),
+            "{said}"
+        );
         assert_eq!(listed(), before);
+    });
+}
+
+#[test]
+fn of_more_refusals_than_the_socket_holds_the_first_is_told() {
+    inside(|| {
+        let big = with_prefixes(50_000);
+        let elements = super::encode::elements(&big, &big.sets[0]);
+        assert!(elements.len() > 100);
+        let mut requests = vec![super::encode::table("outgate").requests[0].clone()];
+        requests.extend(elements.iter().map(|object| object.requests[0].clone()));
+        let mut socket = super::open(Bus::Netfilter).expect("open");
+        socket.room_for(8 << 20).expect("room");
+        let failure = socket.transact(&requests).expect_err("there is no such set");
+        assert!(matches!(failure, Failure::Refused { errno: Errno::ENOENT, place: Some(1) }), "{failure:?}");
     });
 }
 
@@ -336,7 +427,8 @@ fn a_hundred_thousand_prefixes_come_in_stages_where_one_transaction_is_too_small
 fn prefixes_load_in_less_time_than_by_nft() {
     fn test() {
         // In a user namespace of one's own `nft` cannot load more than this.
-        let first_user_namespace = fs::read_to_string("/proc/self/uid_map").expect("a map").contains("4294967295");
+        let first_user_namespace =
+            fs::read_to_string("/proc/self/uid_map").expect("a map").contains("4294967295");
         let big = with_prefixes(if first_user_namespace { 100_000 } else { 4000 });
         let text = text::text(&big);
         let timed = |work: &dyn Fn()| {
@@ -398,10 +490,10 @@ fn under_traffic(
             }
             (sent, passed, leaked)
         });
-        for round in 1..=rounds {
-            apply(tables[round % 2], &Kept::sets(["told4", "told6"])).expect("applied");
-        }
+        let kept = Kept::sets(["told4", "told6"]);
+        let applied = (1..=rounds).try_for_each(|round| apply(tables[round % 2], &kept));
         over.store(true, Ordering::Relaxed);
+        applied.expect("applied");
         traffic.join().expect("joined")
     })
 }
@@ -424,7 +516,11 @@ fn nor_does_one_that_takes_several_transactions() {
         assert!(sent > 100, "{sent}");
         assert_eq!((passed, leaked), (sent, 0), "of {sent}");
         let listed = listed();
-        assert!(listed.contains("set nets-g5 {") && !listed.contains("-g4"), "what was before is gone: {:?}", listed.lines().filter(|line| line.contains("-g")).collect::<Vec<_>>());
+        assert!(
+            listed.contains("set nets-g5 {") && !listed.contains("-g4"),
+            "what was before is gone: {:?}",
+            listed.lines().filter(|line| line.contains("-g")).collect::<Vec<_>>()
+        );
     });
 }
 
@@ -442,9 +538,31 @@ fn the_largest_table_of_stages_is_the_one_that_one_transaction_makes() {
 }
 
 #[test]
+fn stages_keep_the_told_elements_that_are_kept_and_no_others() {
+    inside(|| {
+        let big = with_prefixes(20_000);
+        apply_in_stages(&big, &Kept::none()).expect("applied");
+        let mut sets = ToldSets::open("outgate", ["told4", "told6"]).expect("open");
+        let flow =
+            |client, to| Flow { client: address(client), address: address(to), protocol: UDP, port: 1 };
+        let elements = [flow("10.0.0.1", "203.0.113.7"), flow("fd00::1", "2001:db8::1")].map(|flow| {
+            let name = DomainName::parse("a.example").expect("a name");
+            Element { flow, name }
+        });
+        sets.add(&elements, Duration::from_secs(60)).expect("added");
+        apply_in_stages(&big, &Kept::sets(["told4", "told6"])).expect("applied");
+        assert_eq!(sets.dump().expect("dumped").len(), 2);
+        apply_in_stages(&big, &Kept::sets(["told4"])).expect("applied");
+        let standing = sets.dump().expect("dumped");
+        assert_eq!(standing.iter().map(|standing| standing.flow).collect::<Vec<_>>(), [elements[0].flow]);
+    });
+}
+
+#[test]
 fn a_table_with_a_flaw_never_reaches_the_kernel() {
     let flawed = |expressions: Vec<Expr>| {
-        let passing = hooked("c", HookKind::Filter, HookPlace::Forward, 0, Policy::Drop, vec![Rule::new(expressions)]);
+        let passing =
+            hooked("c", HookKind::Filter, HookPlace::Forward, 0, Policy::Drop, vec![Rule::new(expressions)]);
         let sets = vec![
             set("nets", Contents::Addresses(Family::V4, vec![])),
             set("ports", Contents::Ports(vec![])),
@@ -456,16 +574,26 @@ fn a_table_with_a_flaw_never_reaches_the_kernel() {
     let in_set = |name: &str| Addresses::In(name.to_owned());
     let cases = [
         (vec![Is(M::DestinationPort(vec![443..=443]))], "ports without a protocol"),
-        (vec![IsNot(M::Protocol(vec![TCP])), Is(M::DestinationPort(vec![443..=443]))], "ports without a protocol"),
-        (vec![Is(M::Protocol(vec![ICMP])), Is(M::DestinationPort(vec![443..=443]))], "ports without a protocol"),
+        (
+            vec![IsNot(M::Protocol(vec![TCP])), Is(M::DestinationPort(vec![443..=443]))],
+            "ports without a protocol",
+        ),
+        (
+            vec![Is(M::Protocol(vec![ICMP])), Is(M::DestinationPort(vec![443..=443]))],
+            "ports without a protocol",
+        ),
         (vec![TCP_ONLY(), Is(M::DestinationPort(vec![]))], "no port is listed"),
         (vec![Is(M::Protocol(vec![]))], "no protocol is listed"),
         (vec![Is(M::CtState(vec![]))], "no state is listed"),
         (vec![Is(M::Address(Field::Source, Addresses::Ranges(vec![])))], "no address is listed"),
-        (vec![Is(M::Address(Field::Source, Addresses::Ranges(ranges(&["1.1.1.1", "::1"]))))], "of another family"),
+        (
+            vec![Is(M::Address(Field::Source, Addresses::Ranges(ranges(&["1.1.1.1", "::1"]))))],
+            "of another family",
+        ),
         (vec![Is(M::Address(Field::Source, in_set("no")))], "not there"),
         (vec![Is(M::Address(Field::Source, in_set("ports")))], "a set of something else"),
         (vec![Is(M::Told("nets".to_owned()))], "a set of something else"),
+        (vec![Is(M::Way("nets".to_owned()))], "a set of something else"),
         (vec![Expr::Dispatch { address: Field::Source, map: "nets".to_owned() }], "a set that has none"),
         (vec![Is(M::InputInterface("a\" accept".to_owned()))], "the name of an interface"),
         (vec![Is(M::Mark(Mark { value: 1, mask: 0xf0 }))], "a mark that no packet can have"),

@@ -7,8 +7,9 @@ use std::ops::RangeInclusive;
 use super::encode::hook_kind;
 use super::table::ranges::{merged, merged_ports, merged_verdicts, prefix_length};
 use super::table::{
-    Addresses, Chain, Contents, CtDirection, CtState, Expr, Family, Field, Hook, HookPlace, LOOSE_SOURCE_ROUTE, Log, Mark, Match,
-    Policy, Reject, Rule, STRICT_SOURCE_ROUTE, Set, Statement, Table, ToldLimits, TproxyTo, Verdict,
+    Addresses, Chain, Contents, CtDirection, CtState, Expr, Family, Field, Hook, HookPlace,
+    LOOSE_SOURCE_ROUTE, Log, Mark, Match, Policy, Reject, Rule, STRICT_SOURCE_ROUTE, Set, Statement, Table,
+    ToldLimits, TproxyTo, Verdict,
 };
 
 /// Sets are written with this many elements at most where a person reads; a service-tag file has a hundred
@@ -48,7 +49,7 @@ impl Text<'_> {
         match &set.contents {
             Contents::Addresses(family, ranges) => {
                 writeln!(f, "\t\ttype {}\n\t\tflags interval", address_type(*family))?;
-                self.elements(f, &merged(ranges), |range| range_text(range))?;
+                self.elements(f, &merged(ranges), range_text)?;
             }
             Contents::Ports(ranges) => {
                 writeln!(f, "\t\ttype inet_service\n\t\tflags interval")?;
@@ -60,10 +61,22 @@ impl Text<'_> {
                     format!("{} : {}", range_text(range), VerdictText(verdict))
                 })?;
             }
-            Contents::Told(family, ToldLimits { size, clear_every }) => {
+            Contents::Told(family, limits) | Contents::Ways(family, limits) => {
+                let ToldLimits { size, clear_every } = limits;
                 let address = address_type(*family);
-                writeln!(f, "\t\ttype {address} . {address} . inet_proto . inet_service")?;
-                writeln!(f, "\t\tsize {size}\n\t\tflags timeout\n\t\tgc-interval {}s", clear_every.as_secs())?;
+                let client = match &set.contents {
+                    Contents::Told(..) => format!("{address} . "),
+                    Contents::Addresses(..)
+                    | Contents::Ports(_)
+                    | Contents::Dispatch(..)
+                    | Contents::Ways(..) => String::new(),
+                };
+                writeln!(f, "\t\ttype {client}{address} . inet_proto . inet_service")?;
+                writeln!(
+                    f,
+                    "\t\tsize {size}\n\t\tflags timeout\n\t\tgc-interval {}s",
+                    clear_every.as_secs()
+                )?;
             }
         }
         writeln!(f, "\t}}\n")
@@ -124,9 +137,13 @@ impl Text<'_> {
             Match::Mark(mark) => format!("meta mark {}", mark_text(*mark, is)),
             Match::SocketUser(user) => format!("meta skuid {not}{user}"),
             Match::Address(field, addresses) => self.address(*field, addresses, not),
-            Match::DestinationPort(ranges) => format!("th dport {not}{}", listed(&merged_ports(ranges), port_text)),
+            Match::DestinationPort(ranges) => {
+                format!("th dport {not}{}", listed(&merged_ports(ranges), port_text))
+            }
             Match::DestinationPortIn(set) => format!("th dport {not}@{set}"),
-            Match::SourcePort(ranges) => format!("th sport {not}{}", listed(&merged_ports(ranges), port_text)),
+            Match::SourcePort(ranges) => {
+                format!("th sport {not}{}", listed(&merged_ports(ranges), port_text))
+            }
             Match::IcmpType(Family::V4, number) => format!("meta nfproto ipv4 icmp type {not}{number}"),
             Match::IcmpType(Family::V6, number) => format!("meta nfproto ipv6 icmpv6 type {not}{number}"),
             Match::CtState(states) => {
@@ -146,6 +163,10 @@ impl Text<'_> {
                     (address_words(family, Field::Source), address_words(family, Field::Destination));
                 format!("{source} . {destination} . meta l4proto . th dport {not}@{set}")
             }
+            Match::Way(set) => {
+                let destination = address_words(self.family_of(set), Field::Destination);
+                format!("{destination} . meta l4proto . th dport {not}@{set}")
+            }
         }
     }
 
@@ -163,7 +184,12 @@ impl Text<'_> {
     fn family_of(&self, set: &str) -> Family {
         let set = self.table.sets.iter().find(|candidate| candidate.name == set);
         match set.map(|set| &set.contents) {
-            Some(Contents::Addresses(family, _) | Contents::Dispatch(family, _) | Contents::Told(family, _)) => *family,
+            Some(
+                Contents::Addresses(family, _)
+                | Contents::Dispatch(family, _)
+                | Contents::Told(family, _)
+                | Contents::Ways(family, _),
+            ) => *family,
             Some(Contents::Ports(_)) | None => Family::V4,
         }
     }
@@ -180,7 +206,9 @@ fn statement_text(statement: &Statement) -> String {
         Statement::SetCtMark(mark) => format!("ct mark set {mark:#010x}"),
         Statement::Notrack => "notrack".to_owned(),
         Statement::Tproxy(TproxyTo::Port(port)) => format!("tproxy to :{port}"),
-        Statement::Tproxy(TproxyTo::Address(IpAddr::V4(address), port)) => format!("tproxy ip to {address}:{port}"),
+        Statement::Tproxy(TproxyTo::Address(IpAddr::V4(address), port)) => {
+            format!("tproxy ip to {address}:{port}")
+        }
         Statement::Tproxy(TproxyTo::Address(IpAddr::V6(address), port)) => {
             format!("tproxy ip6 to [{address}]:{port}")
         }

@@ -147,7 +147,9 @@ impl ToldSets {
             for some in of_family.chunks(AT_ONCE) {
                 let old = self.old_elements(family, some.iter().copied());
                 match self.transact(family, &[&old]) {
-                    Err(Error::Refused { errno: nix::errno::Errno::ENOENT, .. }) => self.delete_each(family, some)?,
+                    Err(Error::Refused { errno: nix::errno::Errno::ENOENT, .. }) => {
+                        self.delete_each(family, some)?
+                    }
                     done => done?,
                 }
             }
@@ -195,7 +197,8 @@ impl ToldSets {
 
     fn new_elements(&self, family: Family, elements: &[&Element], timeout: Duration) -> Request {
         let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
-        let mut request = encode::about(kind::NEW_ELEMENT, CREATE, &self.table, attribute::NAME, self.set(family));
+        let mut request =
+            encode::about(kind::NEW_ELEMENT, CREATE, &self.table, attribute::NAME, self.set(family));
         request.nest(attribute::ELEMENTS, |list| {
             for Element { flow, name } in elements {
                 list.nest(attribute::LIST_ELEMENT, |element| {
@@ -211,7 +214,8 @@ impl ToldSets {
     }
 
     fn old_elements(&self, family: Family, flows: impl IntoIterator<Item = Flow>) -> Request {
-        let mut request = encode::about(kind::DELETE_ELEMENT, 0, &self.table, attribute::NAME, self.set(family));
+        let mut request =
+            encode::about(kind::DELETE_ELEMENT, 0, &self.table, attribute::NAME, self.set(family));
         request.nest(attribute::ELEMENTS, |list| {
             for flow in flows {
                 list.nest(attribute::LIST_ELEMENT, |element| push_key(element, &flow));

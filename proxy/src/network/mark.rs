@@ -12,6 +12,12 @@ pub const INTERCEPTED: u32 = 0x4f47_0002;
 /// [`PASSED`] and [`BY_NAME`], by the bit that they have in common.
 pub const FORWARDED: Mark = Mark { value: 0x4f47_0001, mask: 0xffff_0001 };
 
+/// Whether a flow with this mark began under our rules.
+#[must_use]
+pub fn is_ours(mark: u32) -> bool {
+    matches!(mark, PASSED | BY_NAME | INTERCEPTED)
+}
+
 /// Whether a flow with this mark passed by a name; none where the kernel did not pass it by our rules.
 pub(super) fn passed_by_name(mark: u32) -> Option<bool> {
     match mark {

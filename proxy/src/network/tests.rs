@@ -236,17 +236,19 @@ fn an_ended_flow_has_its_rule_its_bytes_and_its_time() {
     let (start, flow) = (Instant::now(), packets("10.1.0.4:1000", "52.1.0.1:5831", 17));
     _ = watch.packet(&logged(&rules, Told::Passed, Some(0), flow), start, time());
     let ended = Ended { packets: flow, by_name: false, bytes_up: Some(120), bytes_down: Some(4000) };
-    let mut close = |ended: &Ended| match watch.ended(ended, start + Duration::from_millis(1500), time()) {
-        Event::Closed(closed) => {
-            let mut line = Vec::new();
-            write_line(&closed, &mut line).unwrap();
-            String::from_utf8(line).unwrap()
-        }
-        Event::Forwarded(_) | Event::Untold(_) => panic!("not a close"),
+    let at = start + Duration::from_millis(1500);
+    let mut close = |ended: Ended| {
+        watch.ended(ended, at);
+        assert!(watch.closed(at, time()).is_empty() && watch.is_waiting(), "its beginning may still come");
+        let closed = watch.closed(at + nflog::GATHERING, time());
+        let [Event::Closed(closed)] = closed.as_slice() else { panic!("{closed:?}") };
+        let mut line = Vec::new();
+        write_line(closed, &mut line).unwrap();
+        String::from_utf8(line).unwrap()
     };
     let revision = rules.settings().revision;
     assert_eq!(
-        close(&ended),
+        close(ended),
         format!(
             concat!(
                 r#"{{"v":1,"time":"2026-11-21T01:02:03.000000Z","event":"close","kind":"network","listener":"kernel","#,
@@ -258,7 +260,7 @@ fn an_ended_flow_has_its_rule_its_bytes_and_its_time() {
             revision
         )
     );
-    let again = close(&Ended { bytes_up: None, ..ended });
+    let again = close(Ended { bytes_up: None, ..ended });
     assert!(
         !again.contains("duration_ms") && !again.contains("bytes_up"),
         "its beginning is forgotten: {again}"

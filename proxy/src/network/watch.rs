@@ -1,13 +1,14 @@
 //! What is made of the packets and the ended flows that the kernel tells of: one record where there are thousands
 //! of packets, and none of them forgotten.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use super::judge::Judge;
+use super::nflog::GATHERING;
 use super::{Ended, Logged};
 use crate::record::network::{IpProtocol, Packets};
 use crate::record::{Forwarded, ForwardedClosed, Untold};
@@ -23,12 +24,17 @@ const FLOWS: usize = 262_144;
 /// When there are too many, flows as old as this make room: the ends of some were perhaps not told.
 const LONG: Duration = Duration::from_secs(3600);
 
+/// Ends that wait at a time, about 100 bytes each.
+const ENDED: usize = 65_536;
+
 /// Turns what the kernel tells into events.
 #[derive(Debug)]
 pub(crate) struct Watch {
     judge: Judge,
     windows: HashMap<Kind, Window>,
     open: HashMap<Packets, Opened>,
+    /// Ends that wait for their beginnings, the first come first.
+    ended: VecDeque<(Instant, Ended)>,
     /// The number that the next message of the kernel has.
     next: Option<u32>,
     /// Packets that there is no record of.
@@ -67,7 +73,14 @@ pub(crate) enum Event {
 
 impl Watch {
     pub(crate) fn new(judge: Judge) -> Self {
-        Self { judge, windows: HashMap::new(), open: HashMap::new(), next: None, untold: 0 }
+        Self {
+            judge,
+            windows: HashMap::new(),
+            open: HashMap::new(),
+            ended: VecDeque::new(),
+            next: None,
+            untold: 0,
+        }
     }
 
     /// The kernel told of a packet. The first of its kind is an event at once.
@@ -90,10 +103,34 @@ impl Watch {
         Some(Event::Forwarded(event))
     }
 
-    /// The kernel told of the end of a flow that it had passed.
-    pub(crate) fn ended(&mut self, ended: &Ended, now: Instant, time: Timestamp) -> Event {
+    /// The kernel told of the end of a flow that it had passed. It tells of packets in batches and of ends at once, so
+    /// the end of a short flow may come before its beginning: it waits for as long as the kernel gathers.
+    pub(crate) fn ended(&mut self, ended: Ended, now: Instant) {
+        if self.ended.len() < ENDED {
+            self.ended.push_back((now, ended));
+        } else {
+            self.overrun();
+        }
+    }
+
+    /// The ends that have waited.
+    pub(crate) fn closed(&mut self, now: Instant, time: Timestamp) -> Vec<Event> {
+        let mut closed = Vec::new();
+        while let Some((at, ended)) = self.ended.pop_front_if(|(at, _)| now.duration_since(*at) >= GATHERING)
+        {
+            closed.push(self.close(&ended, at, time));
+        }
+        closed
+    }
+
+    /// Whether an end waits.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    fn close(&mut self, ended: &Ended, at: Instant, time: Timestamp) -> Event {
         let opened = self.open.remove(&ended.packets);
-        let duration = opened.as_ref().map(|opened| now.saturating_duration_since(opened.at));
+        let duration = opened.as_ref().map(|opened| at.saturating_duration_since(opened.at));
         let decided = match opened {
             Some(opened) => opened.decided,
             None => self.judge.unseen(ended.packets, ended.by_name, time),
@@ -136,6 +173,9 @@ impl Watch {
     pub(crate) fn finish(&mut self, time: Timestamp) -> Vec<Event> {
         let mut events: Vec<Event> =
             self.windows.drain().filter_map(|(_, window)| window.waiting).map(Event::Forwarded).collect();
+        for (at, ended) in std::mem::take(&mut self.ended) {
+            events.push(self.close(&ended, at, time));
+        }
         events.extend(self.untold(time));
         events
     }

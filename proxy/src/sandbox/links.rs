@@ -21,6 +21,8 @@ const NEW_ROUTE: u16 = 24;
 const UP: u32 = 1;
 const INTERFACE_ADDRESS: u16 = 1;
 const INTERFACE_LOCAL: u16 = 2;
+/// Nobody else can have the address: it can be used at once.
+const NO_DUPLICATES: u8 = 2;
 const ROUTE_INTERFACE: u16 = 4;
 const ROUTE_SOURCE: u16 = 7;
 const MAIN_TABLE: u8 = 254;
@@ -44,7 +46,7 @@ pub(super) fn loopback_up() -> Result<(), Failure> {
     socket.request(&Request::new(NEW_LINK, 0, &link))?;
     for_each_family(|address| {
         let (family, bits, bytes) = parts(address);
-        let mut fixed = vec![family, bits, 0, 0];
+        let mut fixed = vec![family, bits, NO_DUPLICATES, 0];
         fixed.extend(LOOPBACK.to_ne_bytes());
         let request = Request::new(NEW_ADDRESS, CREATE | REPLACE, &fixed);
         socket.request(&request.with(INTERFACE_LOCAL, &bytes).with(INTERFACE_ADDRESS, &bytes))

@@ -16,22 +16,41 @@ use crate::name::DomainName;
 pub(super) struct Ancestors {
     /// In order.
     hashes: Vec<u64>,
-    /// Where each bucket of the hashes starts, and where the last one ends: a search by halves took 0.2 µs among
-    /// 100,000, and every denied lookup makes one.
-    starts: Vec<u32>,
+    /// Where each bucket of the hashes starts, and where the last one ends.
+    starts: Vec<Start>,
     hasher: RandomState,
 }
 
 /// How many hashes share a bucket, in the mean: a line of the processor's cache.
 const BUCKET: usize = 8;
 
+/// Where a bucket starts. Every denied lookup looks here, and a search by halves took 0.2 µs among 100,000.
+#[derive(Debug, Clone, Copy, Default)]
+struct Start {
+    hash: u32,
+    /// One bit of 64 for each hash: seven of eight names that have nothing below them are known for that from here
+    /// alone.
+    present: u64,
+}
+
 impl Ancestors {
     pub(super) fn contains(&self, name: &str) -> bool {
         let hash = self.hasher.hash_one(name.as_bytes());
         let bucket = bucket(hash, self.starts.len().saturating_sub(1));
-        let Some([start, end]) = self.starts.get(bucket..).and_then(<[u32]>::first_chunk) else { return false };
-        self.hashes.get(*start as usize..*end as usize).is_some_and(|hashes| hashes.contains(&hash))
+        let Some([start, end]) = self.starts.get(bucket..).and_then(<[Start]>::first_chunk) else {
+            return false;
+        };
+        start.present & present(hash) != 0
+            && self
+                .hashes
+                .get(start.hash as usize..end.hash as usize)
+                .is_some_and(|hashes| hashes.contains(&hash))
     }
+}
+
+/// The bit of [`Start::present`]: from the low end of the hash, whose high end chose the bucket.
+fn present(hash: u64) -> u64 {
+    1 << (hash & 63)
 }
 
 /// The bucket of a hash: a greater hash is never in an earlier bucket.
@@ -67,13 +86,14 @@ impl AncestorsBuilder {
         let mut hashes: Vec<u64> = self.hashes.into_iter().collect();
         hashes.sort_unstable();
         let buckets = hashes.len().div_ceil(BUCKET);
-        let mut starts = Vec::with_capacity(buckets + 1);
+        let mut starts: Vec<Start> = Vec::with_capacity(buckets + 1);
         for (at, hash) in hashes.iter().enumerate() {
-            let started = starts.len().max(bucket(*hash, buckets) + 1);
             // The names lie in an arena that is addressed by 32 bits, and each has two bytes or more.
-            starts.resize(started, at as u32);
+            let next = Start { hash: at as u32, present: 0 };
+            starts.resize(starts.len().max(bucket(*hash, buckets) + 1), next);
+            starts.last_mut().into_iter().for_each(|start| start.present |= present(*hash));
         }
-        starts.resize(buckets + 1, hashes.len() as u32);
+        starts.resize(buckets + 1, Start { hash: hashes.len() as u32, present: 0 });
         Ancestors { hashes, starts, hasher: self.hasher }
     }
 }

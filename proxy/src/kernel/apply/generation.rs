@@ -1,7 +1,7 @@
 //! A table under names that are not in use, so that it can come in while the old one is in force.
 
-use super::Kept;
 use super::super::table::{Addresses, Chain, Contents, Expr, Match, Rule, Set, Table, Verdict};
+use super::Kept;
 
 const MARK: &str = "-g";
 
@@ -40,7 +40,10 @@ impl Names<'_> {
                 let renamed = verdicts.iter().map(|(range, verdict)| (range.clone(), self.verdict(verdict)));
                 Contents::Dispatch(*family, renamed.collect())
             }
-            contents @ (Contents::Addresses(..) | Contents::Ports(_) | Contents::Told(..)) => contents.clone(),
+            contents @ (Contents::Addresses(..)
+            | Contents::Ports(_)
+            | Contents::Told(..)
+            | Contents::Ways(..)) => contents.clone(),
         };
         Set { name: self.set(&set.name), contents }
     }
@@ -70,6 +73,7 @@ impl Names<'_> {
             Match::Address(field, Addresses::In(set)) => Match::Address(*field, Addresses::In(self.set(set))),
             Match::DestinationPortIn(set) => Match::DestinationPortIn(self.set(set)),
             Match::Told(set) => Match::Told(self.set(set)),
+            Match::Way(set) => Match::Way(self.set(set)),
             Match::Nfproto(_)
             | Match::Protocol(_)
             | Match::InputInterface(_)

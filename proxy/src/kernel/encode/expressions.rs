@@ -11,8 +11,8 @@ use super::super::table::{
     Statement, Table, TproxyTo,
 };
 use super::{
-    Bound, INET_PROTOCOL, INET_SERVICE, INTERVAL, SetIds, Shape, address_bounds, address_bytes, anonymous_set,
-    attribute, port_bounds, push_verdict,
+    Bound, INET_PROTOCOL, INET_SERVICE, INTERVAL, SetIds, Shape, address_bounds, address_bytes,
+    anonymous_set, attribute, port_bounds, push_verdict,
 };
 
 /// The register that most values go through: 16 bytes.
@@ -118,6 +118,7 @@ impl<'a> Compiler<'a> {
             Match::Ipv4Option(number) => self.header_exists(Family::V4, *number, sense),
             Match::RoutingHeader => self.header_exists(Family::V6, 43, sense),
             Match::Told(set) => self.told(set, sense),
+            Match::Way(set) => self.way(set, sense),
         }
     }
 
@@ -287,14 +288,20 @@ impl<'a> Compiler<'a> {
 
     fn told(&mut self, set: &str, sense: Sense) {
         let family = self.family_of(set);
-        let words = match family {
-            Family::V4 => 1,
-            Family::V6 => 4,
-        };
+        let words = words(family);
         self.load_address(Field::Source, family, FIRST_WORD);
         self.load_address(Field::Destination, family, FIRST_WORD + words);
         self.meta(META_PROTOCOL, FIRST_WORD + 2 * words);
         self.payload(TRANSPORT_HEADER, 2, 2, FIRST_WORD + 2 * words + 1);
+        self.look_up(set, None, sense);
+    }
+
+    fn way(&mut self, set: &str, sense: Sense) {
+        let family = self.family_of(set);
+        let words = words(family);
+        self.load_address(Field::Destination, family, FIRST_WORD);
+        self.meta(META_PROTOCOL, FIRST_WORD + words);
+        self.payload(TRANSPORT_HEADER, 2, 2, FIRST_WORD + words + 1);
         self.look_up(set, None, sense);
     }
 
@@ -396,7 +403,12 @@ impl<'a> Compiler<'a> {
     fn family_of(&self, set: &str) -> Family {
         let set = self.table.sets.iter().find(|candidate| candidate.name == set);
         match set.map(|set| &set.contents) {
-            Some(Contents::Addresses(family, _) | Contents::Dispatch(family, _) | Contents::Told(family, _)) => *family,
+            Some(
+                Contents::Addresses(family, _)
+                | Contents::Dispatch(family, _)
+                | Contents::Told(family, _)
+                | Contents::Ways(family, _),
+            ) => *family,
             Some(Contents::Ports(_)) | None => Family::V4,
         }
     }

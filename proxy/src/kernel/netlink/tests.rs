@@ -29,7 +29,13 @@ fn read_all(datagram: &[u8]) -> usize {
         let _ = (message.verdict(), conntrack::Flow::read(&message), told::standing_in_both(&message));
         for (kind, value) in message.attributes(4).iter() {
             let inside = Attributes(value);
-            let _ = (inside.text(1), inside.be16(1), inside.be32(1), inside.be64(1), inside.inside(kind).iter().count());
+            let _ = (
+                inside.text(1),
+                inside.be16(1),
+                inside.be32(1),
+                inside.be64(1),
+                inside.inside(kind).iter().count(),
+            );
             seen += 1 + inside.iter().count();
         }
     }

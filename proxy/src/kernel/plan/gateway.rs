@@ -227,7 +227,9 @@ fn shown(record: &Value) -> String {
     };
     let rule = record["rule"]["name"].as_str().unwrap_or("-");
     let keys = ["event", "client", "host", "port", "protocol", "verdict", "reason"].map(text);
-    format!("{} {rule}", keys.join(" "))
+    let bytes =
+        if record["event"] == "close" { format!(" {} down", text("bytes_down")) } else { String::new() };
+    format!("{} {rule}{bytes}", keys.join(" "))
 }
 
 fn name() -> DomainName {
@@ -322,8 +324,8 @@ fn a_reload_holds_for_the_next_packet_of_an_open_flow_and_its_end_has_its_bytes(
         assert_eq!(
             records,
             [
-                "close 10.1.0.4 52.1.0.1 5831 UDP allow rule tag",
-                "close 10.1.0.4 time.example.org 123 UDP allow rule time",
+                "close 10.1.0.4 52.1.0.1 5831 UDP allow rule tag 36 down",
+                "close 10.1.0.4 time.example.org 123 UDP allow rule time 108 down",
                 "decision 10.1.0.4 52.1.0.1 5831 UDP allow rule tag",
                 "decision 10.1.0.4 52.1.0.1 5831 UDP deny no-rule -",
                 "decision 10.1.0.4 9.9.9.9 123 UDP deny no-rule -",

@@ -129,8 +129,8 @@ impl Reader<'_> {
                 Expr::Is(one) if !self.is(one) => return Step::Next,
                 Expr::IsNot(one) if self.is(one) => return Step::Next,
                 Expr::Is(_) | Expr::IsNot(_) => {}
-                Expr::Dispatch { map, .. } => {
-                    if let Some(verdict) = self.dispatch(map) {
+                Expr::Dispatch { address, map } => {
+                    if let Some(verdict) = self.dispatch(*address, map) {
                         return self.verdict(&verdict);
                     }
                 }
@@ -211,6 +211,7 @@ impl Reader<'_> {
             Match::Ipv4Option(number) => packet.source_routed && packet.source.is_ipv4() && *number == 131,
             Match::RoutingHeader => packet.source_routed && packet.source.is_ipv6(),
             Match::Told(_) => packet.told,
+            Match::Way(_) => packet.way,
             Match::InputInterface(_)
             | Match::OutputInterface(_)
             | Match::Mark(_)
@@ -220,9 +221,13 @@ impl Reader<'_> {
         }
     }
 
-    fn dispatch(&self, map: &str) -> Option<Verdict> {
+    fn dispatch(&self, field: Field, map: &str) -> Option<Verdict> {
+        let address = match field {
+            Field::Source => self.packet.source,
+            Field::Destination => self.packet.destination,
+        };
         let Contents::Dispatch(_, verdicts) = &self.set(map).contents else { panic!("{map} is no map") };
-        let found = verdicts.iter().find(|(range, _)| range.contains(&self.packet.destination));
+        let found = verdicts.iter().find(|(range, _)| range.contains(&address));
         found.map(|(_, verdict)| verdict.clone())
     }
 
@@ -584,7 +589,7 @@ fn a_sidecars_programs_reach_the_gate_and_themselves() {
 fn a_gateway_without_clients_forwards_nothing() {
     let nobody = Appliance { clients: PrefixSet::default(), ..appliance() };
     let table = checked(hub(&plan(EVERY_MODE[1]), &nobody));
-    assert_eq!(forwarded(&table, &packet("10.1.0.4", "9.9.9.9", UDP, 99)).0, End::Reject);
+    assert_eq!(forwarded(&table, &packet("10.1.0.4", "9.9.9.9", UDP, 99)).0, End::Drop);
     checked(closed(&nobody));
 }
 

@@ -1,7 +1,8 @@
 use super::super::namespace::{inside, run};
 use super::*;
 
-const ROUTES: Routes = Routes { mark: Mark { value: 0x0067_0000, mask: 0x00ff_0000 }, table: 103, priority: 1000 };
+const ROUTES: Routes =
+    Routes { mark: Mark { value: 0x0067_0000, mask: 0x00ff_0000 }, table: 103, priority: 1000 };
 
 fn rules_and_routes() -> String {
     let show = |family, what: &[&str]| run("ip", &[&[family], what].concat());

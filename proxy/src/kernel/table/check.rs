@@ -7,8 +7,8 @@ use std::ops::RangeInclusive;
 use thiserror::Error;
 
 use super::{
-    Addresses, Chain, Contents, Expr, Family, HookKind, HookPlace, LOOSE_SOURCE_ROUTE, Mark, Match, Rule, STRICT_SOURCE_ROUTE, Set, Statement, TCP,
-    Table, UDP, Verdict,
+    Addresses, Chain, Contents, Expr, Family, HookKind, HookPlace, LOOSE_SOURCE_ROUTE, Mark, Match, Rule,
+    STRICT_SOURCE_ROUTE, Set, Statement, TCP, Table, UDP, Verdict,
 };
 
 /// Protocols that have ports where TCP has them: TCP, UDP, DCCP, SCTP, UDP-Lite.
@@ -86,7 +86,9 @@ impl<'a> Names<'a> {
                 let known = verdicts.iter().all(|(_, verdict)| self.leads_somewhere(verdict));
                 ensure(known, place, "a verdict leads to a chain that is not there or has a hook")
             }
-            Contents::Told(_, limits) => ensure(limits.size > 0, place, "it can hold nothing"),
+            Contents::Told(_, limits) | Contents::Ways(_, limits) => {
+                ensure(limits.size > 0, place, "it can hold nothing")
+            }
         }
     }
 
@@ -138,6 +140,11 @@ impl<'a> Names<'a> {
                 Some(Contents::Told(..)) => None,
                 Some(_) => Some("a flow is looked up in a set of something else"),
                 None => Some("a flow is looked up in a set that is not there"),
+            },
+            Match::Way(name) => match self.sets.get(name.as_str()) {
+                Some(Contents::Ways(..)) => None,
+                Some(_) => Some("a way is looked up in a set of something else"),
+                None => Some("a way is looked up in a set that is not there"),
             },
             Match::Ipv4Option(number) => {
                 (!OPTIONS.contains(number)).then_some("an IPv4 option that nftables has no word for")

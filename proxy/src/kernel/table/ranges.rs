@@ -8,21 +8,25 @@ use super::Verdict;
 /// The addresses of `ranges` as the fewest ranges, in order. Ranges of both families keep apart.
 #[must_use]
 pub fn merged(ranges: &[RangeInclusive<IpAddr>]) -> Vec<RangeInclusive<IpAddr>> {
-    let bounds = ranges.iter().filter(|range| !range.is_empty()).map(|range| (*range.start(), *range.end(), ()));
+    let bounds =
+        ranges.iter().filter(|range| !range.is_empty()).map(|range| (*range.start(), *range.end(), ()));
     merge(bounds.collect(), address_behind).into_iter().map(|(start, end, ())| start..=end).collect()
 }
 
 /// The same ports as the fewest ranges, in order.
 #[must_use]
 pub fn merged_ports(ranges: &[RangeInclusive<u16>]) -> Vec<RangeInclusive<u16>> {
-    let bounds = ranges.iter().filter(|range| !range.is_empty()).map(|range| (*range.start(), *range.end(), ()));
+    let bounds =
+        ranges.iter().filter(|range| !range.is_empty()).map(|range| (*range.start(), *range.end(), ()));
     let merged = merge(bounds.collect(), |port| port.checked_add(1));
     merged.into_iter().map(|(start, end, ())| start..=end).collect()
 }
 
 /// Disjoint ranges in order, those that touch and have the same verdict as one.
 #[must_use]
-pub fn merged_verdicts(ranges: &[(RangeInclusive<IpAddr>, Verdict)]) -> Vec<(RangeInclusive<IpAddr>, &Verdict)> {
+pub fn merged_verdicts(
+    ranges: &[(RangeInclusive<IpAddr>, Verdict)],
+) -> Vec<(RangeInclusive<IpAddr>, &Verdict)> {
     let bounds = ranges.iter().map(|(range, verdict)| (*range.start(), *range.end(), verdict));
     let merged = merge(bounds.collect(), address_behind);
     merged.into_iter().map(|(start, end, verdict)| (start..=end, verdict)).collect()
@@ -41,7 +45,9 @@ pub fn address_behind(address: IpAddr) -> Option<IpAddr> {
 #[must_use]
 pub fn prefix_length(range: &RangeInclusive<IpAddr>) -> Option<u32> {
     let (first, last, unused) = match (range.start(), range.end()) {
-        (IpAddr::V4(first), IpAddr::V4(last)) => (u128::from(first.to_bits()), u128::from(last.to_bits()), 96),
+        (IpAddr::V4(first), IpAddr::V4(last)) => {
+            (u128::from(first.to_bits()), u128::from(last.to_bits()), 96)
+        }
         (IpAddr::V6(first), IpAddr::V6(last)) => (first.to_bits(), last.to_bits(), 0),
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return None,
     };

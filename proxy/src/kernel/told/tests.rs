@@ -73,7 +73,8 @@ fn a_name_too_long_to_be_kept_is_no_other_name() {
 fn nft_shows_an_element_and_the_name_beside_it() {
     inside(|| {
         let mut sets = open_sets();
-        sets.add(&[element(flow("10.1.0.4", "203.0.113.7", 5432), "db.partner.example")], MINUTE).expect("added");
+        sets.add(&[element(flow("10.1.0.4", "203.0.113.7", 5432), "db.partner.example")], MINUTE)
+            .expect("added");
         let listed = run("nft", &["list", "set", "inet", "outgate", "told4"]);
         assert!(listed.contains("10.1.0.4 . 203.0.113.7 . udp . 5432 timeout 1m"), "{listed}");
         assert!(listed.contains("comment \"db.partner.example\""), "{listed}");
@@ -85,7 +86,9 @@ fn adding_again_begins_the_time_anew_and_takes_the_new_name() {
     inside(|| {
         let mut sets = open_sets();
         let flow = flow("10.1.0.4", "203.0.113.7", 5432);
-        for (timeout, name) in [(MINUTE, "one.example"), (10 * MINUTE, "two.example"), (2 * MINUTE, "three.example")] {
+        for (timeout, name) in
+            [(MINUTE, "one.example"), (10 * MINUTE, "two.example"), (2 * MINUTE, "three.example")]
+        {
             sets.add(&[element(flow, name)], timeout).expect("added");
             let standing = sets.dump().expect("dumped");
             let [Standing { left, .. }] = standing.as_slice() else { panic!("{standing:?}") };
@@ -177,7 +180,9 @@ fn without_a_table_nothing_is_added_or_deleted() {
     inside(|| {
         let mut sets = ToldSets::open("outgate", SETS).expect("open");
         let flow = flow("10.1.0.4", "203.0.113.7", 1);
-        for done in [sets.add(&[element(flow, "a.example")], MINUTE), sets.delete(&[flow]), sets.dump().map(|_| ())] {
+        for done in
+            [sets.add(&[element(flow, "a.example")], MINUTE), sets.delete(&[flow]), sets.dump().map(|_| ())]
+        {
             assert!(matches!(done, Err(Error::Refused { errno: Errno::ENOENT, .. })), "{done:?}");
         }
     });

@@ -50,7 +50,9 @@ proptest! {
 
 #[test]
 fn what_is_not_a_prefix_has_no_length() {
-    for (start, end) in [("10.0.0.1", "10.0.0.2"), ("10.0.0.0", "10.0.0.2"), ("10.0.0.2", "10.0.0.5"), ("::1", "::2")] {
+    for (start, end) in
+        [("10.0.0.1", "10.0.0.2"), ("10.0.0.0", "10.0.0.2"), ("10.0.0.2", "10.0.0.5"), ("::1", "::2")]
+    {
         let [start, end]: [IpAddr; 2] = [start, end].map(|text| text.parse().expect("an address"));
         assert_eq!(prefix_length(&(start..=end)), None, "{start}-{end}");
     }
