@@ -78,10 +78,11 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let gate = Arc::new(gate);
     let state = Arc::new(GateState::new());
     let dns = dns.map(|sockets| sockets.serve(gate.foundation()));
-    let mut listeners = vec![("admin", admin.local_addr()?)];
+    let mut listeners = Vec::new();
     for (way, _, socket) in &bound {
         listeners.push((way.name(), socket.local_addr()?));
     }
+    listeners.push(("admin", admin.local_addr()?));
     if let Some(dns) = &dns {
         listeners.push(("dns", dns.address()?));
         listeners.extend(dns.tls_address()?.map(|address| ("dns-tls", address)));
@@ -120,10 +121,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         Some(appliance) => Some(open(appliance, &gate).await?),
         None => None,
     };
+    let finding = appliance.as_ref().and_then(|appliance| appliance.names());
+    let finding = finding.map(|names| tokio::spawn(names.keep(Arc::clone(&gate), reloader.changes())));
     console.notice("ready");
     systemd::ready(&started);
     signals.run(&gate, &state, &reloader).await;
-    background.iter().for_each(tokio::task::JoinHandle::abort);
+    background.iter().chain(&finding).for_each(tokio::task::JoinHandle::abort);
     accepting.abort_all();
     if let Some(appliance) = &appliance {
         close(appliance, listening, &console).await;
@@ -159,9 +162,12 @@ async fn open(appliance: &Arc<Appliance>, gate: &Arc<Gate>) -> anyhow::Result<Li
     if let Some(why) = appliance.unkept(&gate.rules()).into_iter().next() {
         anyhow::bail!("the appliance: {why}");
     }
+    if let Some(names) = appliance.names() {
+        names.find_before_ready(&gate).await;
+    }
     let opened = tokio::task::spawn_blocking(move || {
         // The names come first, by which open flows are judged; then the rules, and then what they do not allow.
-        appliance.remember(&gate.ledger)?;
+        appliance.remember(&gate.rules(), &gate.ledger)?;
         appliance.enforce(&gate.rules())?;
         appliance.forget_strangers()?;
         appliance.cut(&gate.rules(), &gate.ledger)
