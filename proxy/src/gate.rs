@@ -37,6 +37,8 @@ pub struct Gate {
     pub budget: Arc<Budget>,
     /// Bounds on time.
     pub limits: Limits,
+    /// Whether clients have the gate as their router. Then none of them has the gate's own address.
+    pub is_router: bool,
     /// Whether origins see the clients' addresses instead of the gate's.
     pub keeps_sources: bool,
     /// Hands out session identities.
@@ -91,6 +93,7 @@ impl Gate {
             hours: Arc::new(Hours::new(std::time::Instant::now())),
             budget: Arc::new(Budget::new(limits.connections, limits.per_client)),
             limits,
+            is_router: false,
             keeps_sources: false,
             ids: SessionIds::new(rand::random()),
             tasks: TaskTracker::new(),

@@ -134,10 +134,13 @@ impl Listener {
 fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client: SocketAddr) {
     listener.accepted(gate);
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    let place = if listener.clients.contains(client.ip()) {
-        gate.budget.take(client.ip())
-    } else {
+    let original = listener.original(gate, &stream);
+    let place = if !listener.clients.contains(client.ip()) {
         Err(Reason::ClientNotServed)
+    } else if original.is_some() && gate.is_router && gate.own().interfaces.contains(&client.ip()) {
+        Err(Reason::ProxyLoop)
+    } else {
+        gate.budget.take(client.ip())
     };
     // Small answers must not wait for one another; where this fails they do.
     let _ = stream.set_nodelay(true);
@@ -145,7 +148,7 @@ fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client:
         id: gate.ids.next(),
         client,
         listener: Arc::clone(&listener.name),
-        original: listener.original(gate, &stream),
+        original,
         accepted: std::time::Instant::now(),
     };
     let counted = listener.metrics.session_opened();

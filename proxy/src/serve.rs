@@ -71,6 +71,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let keeps_sources = config.appliance.as_ref().is_some_and(|appliance| appliance.transparent_source);
     let mut gate = Gate::new(resolver, recorder, config.limits);
     gate.keeps_sources = keeps_sources;
+    gate.is_router = appliance.is_some();
     if appliance.is_some() {
         let openings = Openings::new(gate.shared_rules(), console.clone()).context("the appliance")?;
         gate.ledger = Arc::new(Ledger::with_opener(Arc::new(openings)));

@@ -110,6 +110,8 @@ reasons! {
     /// The origin switched protocols without being asked.
     OriginSwitched = "origin-switched", 502, HttpProtocolError, "the origin switched protocols and nobody had asked";
 
+    /// The gate's own connection was routed back to it.
+    ProxyLoop = "proxy-loop", 502, ProxyLoopDetected, "the gate's own connection came back to it";
     /// A connection to a transparent listener that had no other destination than the gate.
     NotRedirected = "not-redirected", 403, HttpRequestDenied, "the connection was made to the gate itself and says nowhere else to go";
 
@@ -292,6 +294,8 @@ pub enum ProxyError {
     HttpRequestDenied,
     /// `http_protocol_error`
     HttpProtocolError,
+    /// `proxy_loop_detected`
+    ProxyLoopDetected,
     /// `proxy_internal_error`
     ProxyInternalError,
 }
@@ -305,6 +309,7 @@ impl ProxyError {
             Self::DnsTimeout => "dns_timeout",
             Self::DnsError => "dns_error",
             Self::DestinationIpProhibited => "destination_ip_prohibited",
+            Self::ProxyLoopDetected => "proxy_loop_detected",
             Self::DestinationIpUnroutable => "destination_ip_unroutable",
             Self::ConnectionRefused => "connection_refused",
             Self::ConnectionTerminated => "connection_terminated",

@@ -7,6 +7,7 @@ mod dns;
 mod lifetime;
 mod names;
 mod open_network;
+mod privileges;
 mod several;
 
 use outgate_tests::lab::Lab;

@@ -1,6 +1,6 @@
 //! A real gate in a process of its own.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ pub struct Setup {
     config: Value,
     flags: Vec<String>,
     open_files: Option<u32>,
+    inside: Vec<OsString>,
 }
 
 impl Setup {
@@ -36,6 +37,7 @@ impl Setup {
             }),
             flags: Vec::new(),
             open_files: None,
+            inside: Vec::new(),
         };
         std::fs::create_dir(setup.folder.path().join("audit")).unwrap();
         setup.file("policy.yaml", policy)
@@ -75,6 +77,21 @@ impl Setup {
         self
     }
 
+    /// Runs it by a command that takes a command, and that runs it as its only child: `nsenter`. What connects to
+    /// the gate from here ([`Gate::client`], [`Gate::admin_get`] and what is made of them) is then out of reach.
+    #[must_use]
+    pub fn inside(mut self, command: impl IntoIterator<Item = OsString>) -> Self {
+        self.inside = command.into_iter().collect();
+        self
+    }
+
+    /// Runs it by one more command, which replaces itself by the gate: `setpriv`.
+    #[must_use]
+    pub fn by(mut self, words: &[&str]) -> Self {
+        self.inside.extend(words.iter().map(OsString::from));
+        self
+    }
+
     /// The folder of the configuration.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -94,6 +111,9 @@ impl Setup {
         assert!(gate.said("outgate: ready").is_some(), "the gate did not start:\n{}", gate.talk());
         let (proxy, admin) = (gate.listener("proxy"), gate.listener("admin"));
         (gate.proxy, gate.admin) = (proxy, admin);
+        if gate.is_inside {
+            gate.pid = only_child(gate.child.id());
+        }
         gate
     }
 
@@ -111,9 +131,15 @@ impl Setup {
 
     fn spawn(self) -> Gate {
         std::fs::write(self.folder.path().join("outgate.yaml"), self.config.to_string()).unwrap();
-        let mut command = match self.open_files {
-            None => Command::new(binary()),
-            Some(limit) => {
+        let is_inside = !self.inside.is_empty();
+        let mut command = match (self.inside.split_first(), self.open_files) {
+            (None, None) => Command::new(binary()),
+            (Some((enter, arguments)), _) => {
+                let mut enter = Command::new(enter);
+                enter.args(arguments).arg(binary());
+                enter
+            }
+            (None, Some(limit)) => {
                 let mut shell = Command::new("sh");
                 shell.arg("-c").arg(format!("ulimit -n {limit} && exec \"$0\" \"$@\"")).arg(binary());
                 shell
@@ -132,7 +158,17 @@ impl Setup {
             move || stderr.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line))
         });
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        Gate { folder: self.folder, child, lines, reader: Some(reader), proxy: nowhere, admin: nowhere }
+        let pid = child.id();
+        Gate {
+            folder: self.folder,
+            child,
+            pid,
+            is_inside,
+            lines,
+            reader: Some(reader),
+            proxy: nowhere,
+            admin: nowhere,
+        }
     }
 }
 
@@ -141,6 +177,9 @@ impl Setup {
 pub struct Gate {
     folder: tempfile::TempDir,
     child: Child,
+    /// The gate's own, where `child` is what it runs inside.
+    pid: u32,
+    is_inside: bool,
     lines: Arc<Mutex<Vec<String>>>,
     reader: Option<std::thread::JoinHandle<()>>,
     proxy: SocketAddr,
@@ -182,7 +221,7 @@ impl Gate {
     /// The process.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// A new client.
@@ -350,7 +389,8 @@ impl Gate {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let pid = Pid::from_raw(self.pid.cast_signed()).unwrap();
+        kill_process(pid, signal).unwrap();
     }
 
     /// Asks it to end in good order.
@@ -360,7 +400,7 @@ impl Gate {
 
     /// Kills it between two instructions.
     pub fn kill(&mut self) {
-        self.child.kill().unwrap();
+        self.signal(Signal::KILL);
         self.child.wait().unwrap();
     }
 
@@ -399,12 +439,23 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        drop(self.child.kill());
+        if self.is_inside && self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            // What it runs inside ends with it.
+            let _ = Pid::from_raw(self.pid.cast_signed()).map(|pid| kill_process(pid, Signal::KILL));
+        } else {
+            drop(self.child.kill());
+        }
         drop(self.child.wait());
         if std::thread::panicking() {
             eprintln!("--- the gate said:\n{}\n--- and recorded:\n{}---", self.talk(), self.audit_text());
         }
     }
+}
+
+/// The one process that another has started.
+pub(crate) fn only_child(parent: u32) -> u32 {
+    let children = format!("/proc/{parent}/task/{parent}/children");
+    wait_for("a child process", || std::fs::read_to_string(&children).ok()?.trim().parse().ok())
 }
 
 /// Runs the binary in a folder, to its end.

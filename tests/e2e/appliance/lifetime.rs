@@ -151,7 +151,7 @@ fn nothing_denied_passed(lab: &Lab, load: &Load) {
     let attempts = load.attempts();
     let leaks: Vec<&Attempt> =
         attempts.iter().filter(|a| a.worked && a.kind.starts_with("forbidden")).collect();
-    assert!(leaks.is_empty(), "{leaks:?}");
+    assert!(leaks.is_empty(), "{leaks:?} {:#?}", lab.capture().passed());
     let (azure, compute, database) =
         (site("ml.azure.com"), site("compute.azureml.example"), site("db.partner.example"));
     lab.capture().assert_only(&[(azure.v4, 80), (azure.v6, 80), (compute.v4, 5831), (database.v4, 5432)]);
