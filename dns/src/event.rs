@@ -133,9 +133,13 @@ pub type Room = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Who is told what the server does.
 pub trait Observer: fmt::Debug + Send + Sync {
-    /// Takes events before their answers are sent. Must not block: where there is no room for them it returns
-    /// a wait, and nothing is sent before that is over.
-    fn answered(&self, events: &[Answered]) -> Option<Room>;
+    /// Takes an event before its answer is sent. Must not block. The same thread calls [`Observer::hand_over`] soon,
+    /// and waits for nothing before that.
+    fn answered(&self, event: &Answered);
+
+    /// The answers of all events that this thread has told are about to be sent. Must not block: where there is no
+    /// room for the events it returns a wait, and nothing is sent before that is over.
+    fn hand_over(&self) -> Option<Room>;
 
     /// A packet was left unanswered, for this reason, and no event tells of it: such packets cost their sender
     /// nothing, so they are only counted.

@@ -20,6 +20,10 @@ pub const MAX_LINKS: usize = 11;
 /// one answer can take of the cache.
 pub const MAX_RECORDS: usize = 128;
 
+/// Seconds that a negative answer without an SOA is kept. Clients get nothing that lets them keep it (RFC 2308
+/// §5); but a zone that is broken is not asked anew by every question, as with a failure (RFC 9520).
+pub const WITHOUT_SOA: u32 = 5;
+
 /// Why a message is no answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Unusable {
@@ -157,8 +161,7 @@ impl Chain {
                 return Err(Unusable::Referral);
             }
         }
-        // Without an SOA a negative answer must not be kept (RFC 2308 §5).
-        self.ttl = self.ttl.min(soa.map_or(0, negative_ttl));
+        self.ttl = self.ttl.min(soa.map_or(WITHOUT_SOA, negative_ttl));
         let rcode = if missing { Rcode::NxDomain } else { Rcode::NoError };
         Ok(Step::Done(self.end(rcode, Vec::new(), soa)))
     }

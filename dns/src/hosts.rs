@@ -48,18 +48,25 @@ impl Hosts {
 
 impl Host {
     fn new(name: &DomainName, addresses: &[IpAddr], ttl: u32) -> Self {
-        let data = |address: &IpAddr| match address {
-            IpAddr::V4(address) => RData::A(A(*address)),
-            IpAddr::V6(address) => RData::AAAA(AAAA(*address)),
-        };
-        let reply = |of_family: fn(&IpAddr) -> bool| {
-            let addresses = addresses.iter().filter(|address| of_family(address));
-            let record = |address| Some(Record::from_rdata(wire_name(name)?, ttl, data(address)));
-            let records = addresses.filter_map(record).collect();
-            Arc::new(Reply { rcode: Rcode::NoError, records, soa: None, ttl })
-        };
-        Self { v4: reply(IpAddr::is_ipv4), v6: reply(IpAddr::is_ipv6), nothing: reply(|_| false) }
+        let reply = |record_type| Arc::new(fixed(name, addresses, record_type, ttl));
+        Self { v4: reply(crate::TYPE_A), v6: reply(crate::TYPE_AAAA), nothing: reply(crate::TYPE_HTTPS) }
     }
+}
+
+/// The answer to a question about a name with these addresses: those of the asked family, and no records of other
+/// types.
+pub(crate) fn fixed(name: &DomainName, addresses: &[IpAddr], record_type: u16, ttl: u32) -> Reply {
+    let asked = addresses.iter().filter(|address| match record_type {
+        crate::TYPE_A => address.is_ipv4(),
+        crate::TYPE_AAAA => address.is_ipv6(),
+        _ => false,
+    });
+    let data = |address: &IpAddr| match address {
+        IpAddr::V4(address) => RData::A(A(*address)),
+        IpAddr::V6(address) => RData::AAAA(AAAA(*address)),
+    };
+    let record = |address| Some(Record::from_rdata(wire_name(name)?, ttl, data(address)));
+    Reply { rcode: Rcode::NoError, records: asked.filter_map(record).collect(), soa: None, ttl }
 }
 
 #[cfg(test)]

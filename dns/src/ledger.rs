@@ -1,7 +1,8 @@
 //! Which names a client was told which addresses for.
 //!
 //! A transparent flow has an address and no name. The ledger gives it back the names whose answers this very
-//! client was given, and for which rules may open the flow.
+//! client was given, and for which rules may open the flow. Where clients ask one gate and send their flows through
+//! another, each gate finds the names of its rules out by itself, and the ledger gives back those as well.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,11 +19,15 @@ pub const LINGER: Duration = Duration::from_secs(15 * 60);
 const PAIRS: usize = 262_144;
 /// Names of one address that one client is known to have asked for; many sites share the addresses of a CDN.
 const NAMES: usize = 8;
+/// Addresses of names that the gate found out by itself, and names of one address: a policy writes each of them out.
+const FOUND: usize = 65_536;
+const FOUND_NAMES: usize = 64;
 
 /// What clients were told.
 #[derive(Debug)]
 pub struct Ledger {
     told: Bounded<(IpAddr, IpAddr), Told>,
+    found: Bounded<IpAddr, Told>,
     opener: Option<Arc<dyn Opener>>,
 }
 
@@ -45,7 +50,7 @@ impl Passing for Told {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { told: Bounded::new(PAIRS), opener: None }
+        Self { told: Bounded::new(PAIRS), found: Bounded::new(FOUND), opener: None }
     }
 }
 
@@ -59,26 +64,37 @@ impl Ledger {
     /// Notes that `client` was told `address` for `name`, with a TTL.
     pub fn note(&self, client: IpAddr, address: IpAddr, name: &DomainName, ttl: Duration, now: Instant) {
         let until = now + ttl + LINGER;
-        self.told.with(client, (client, address), now, |told| told.note(name, until));
+        self.told.with(client, (client, address), now, |told| told.note(name, until, NAMES));
         if let Some(opener) = &self.opener {
             opener.open(client, address, name, ttl + LINGER);
         }
     }
 
-    /// The names that `client` was told `address` for and may still use it for, the latest answer first.
+    /// Notes that the gate itself was told `address` for `name`, and that who may reach the name may use it for so
+    /// long.
+    pub fn note_found(&self, address: IpAddr, name: &DomainName, lasts: Duration, now: Instant) {
+        self.found.with(address, address, now, |found| found.note(name, now + lasts, FOUND_NAMES));
+    }
+
+    /// The names that `client` was told `address` for and may still use it for, the latest answer first; and behind
+    /// them those that the gate itself was told it for, for the rules to say whether they are this client's.
     #[must_use]
     pub fn names(&self, client: IpAddr, address: IpAddr, now: Instant) -> Vec<DomainName> {
-        self.told.get(client, &(client, address), |told| told.names(now)).unwrap_or_default()
+        let mut names =
+            self.told.get(client, &(client, address), |told| told.names(now)).unwrap_or_default();
+        let found = self.found.get(address, &address, |found| found.names(now)).unwrap_or_default();
+        names.extend(found);
+        names
     }
 }
 
 impl Told {
-    fn note(&mut self, name: &DomainName, until: Instant) {
+    fn note(&mut self, name: &DomainName, until: Instant, most: usize) {
         if let Some((_, known)) = self.0.iter_mut().find(|(known, _)| known == name) {
             *known = until.max(*known);
             return;
         }
-        if self.0.len() >= NAMES
+        if self.0.len() >= most
             && let Some(first) = (0..self.0.len()).min_by_key(|at| self.0.get(*at).map(|(_, until)| *until))
         {
             self.0.swap_remove(first);
@@ -121,6 +137,18 @@ mod tests {
         ledger.note(CLIENT, ADDRESS, &name("a.example"), TTL, now);
         assert_eq!(ledger.names("10.1.0.5".parse().unwrap(), ADDRESS, now), []);
         assert_eq!(ledger.names(CLIENT, "9.9.9.10".parse().unwrap(), now), []);
+    }
+
+    #[test]
+    fn what_the_gate_found_out_by_itself_is_known_to_every_client_behind_what_it_was_told() {
+        let (ledger, now) = (Ledger::default(), Instant::now());
+        ledger.note_found(ADDRESS, &name("found.example"), TTL, now);
+        ledger.note(CLIENT, ADDRESS, &name("told.example"), TTL, now);
+        let other = "10.1.0.5".parse().unwrap();
+        assert_eq!(ledger.names(CLIENT, ADDRESS, now), [name("told.example"), name("found.example")]);
+        assert_eq!(ledger.names(other, ADDRESS, now), [name("found.example")]);
+        assert_eq!(ledger.names(other, ADDRESS, now + TTL), [], "no longer than was said");
+        assert_eq!(ledger.names(other, "9.9.9.10".parse().unwrap(), now), []);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,13 +16,15 @@ use outgate_rules::{DomainName, LookupPermit, OwnAddresses, Permit, Reason};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::cache::{Cache, CacheSettings, Failure, Found};
 use crate::filter::{Chain, MAX_LINKS, Step};
-use crate::hosts::Hosts;
+use crate::hosts::{self, Hosts};
 use crate::question::Question;
-use crate::reply::{Rcode, Reply, vetted};
-use crate::upstream::{Transport, Upstream, system};
+use crate::reply::{Rcode, Reply, each_address, vetted};
+use crate::upstream::exchange::Manner;
+use crate::upstream::{Transport, Upstream, system, tls};
 use crate::zones::Zones;
 use crate::{ConfigError, ResolveError, TYPE_A, TYPE_AAAA, TYPE_HTTPS, TYPE_SVCB, private_link, special};
 
@@ -59,6 +61,12 @@ pub struct ResolverSettings {
     pub zones: Vec<(DomainName, Vec<Upstream>)>,
     /// Whether Azure's Private Link zones are forwarded to Azure's resolver; `zones` go before them.
     pub private_link: Option<PrivateLink>,
+    /// Whether a name that is asked for by a datagram has a random letter case, which the answer must repeat. An
+    /// upstream that does not repeat it is asked over TCP.
+    pub case_randomization: bool,
+    /// A PEM file of certificate authorities: they alone vouch for upstreams over TLS, in place of those that the
+    /// system trusts.
+    pub ca: Option<PathBuf>,
     /// Names whose addresses are fixed.
     pub hosts: Vec<(DomainName, Vec<IpAddr>)>,
     /// The bounds of the cache.
@@ -80,6 +88,8 @@ impl Default for ResolverSettings {
             upstreams: Upstreams::System,
             zones: Vec::new(),
             private_link: None,
+            case_randomization: false,
+            ca: None,
             hosts: Vec::new(),
             cache: CacheSettings::default(),
             own: OwnAddresses::default(),
@@ -111,10 +121,20 @@ pub struct Answer {
     pub withheld: Vec<(IpAddr, Reason)>,
 }
 
+impl Answer {
+    /// Visits each address in it, with how long it still holds.
+    pub fn each_address(&self, visit: &mut dyn FnMut(IpAddr, Duration)) {
+        for record in self.records.iter() {
+            let ttl = Duration::from_secs(record.ttl.saturating_sub(self.age).into());
+            each_address(&record.data, &mut |address| visit(address, ttl));
+        }
+    }
+}
+
 /// Where an answer came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AnsweredBy {
-    /// The gate itself: `hosts:`, a special name, a type that is not served.
+    /// The gate itself: an address that a rule gives, `hosts:`, a special name, a type that is not served.
     Fixed,
     /// The cache, a remembered failure included.
     Cache,
@@ -161,8 +181,8 @@ impl Resolver {
     /// A resolver whose questions to upstreams run on the runtime that this is called in.
     ///
     /// # Errors
-    /// When the system's configuration cannot be read, when there is no upstream or one is the gate itself, when
-    /// a region is none, and outside of a runtime.
+    /// When the system's configuration or the authorities for TLS cannot be read, when there is no upstream or one
+    /// is the gate itself, when a region is none, and outside of a runtime.
     pub fn new(settings: impl Into<ResolverSettings>) -> Result<Self, ConfigError> {
         let settings = settings.into();
         let upstreams = match &settings.upstreams {
@@ -177,12 +197,9 @@ impl Resolver {
         check(&upstreams, &zones, &settings.own)?;
         let over_tls = |upstream: &Upstream| matches!(upstream.transport, Transport::Tls(_));
         let any_tls = upstreams.iter().chain(zones.iter().flat_map(|(_, upstreams)| upstreams)).any(over_tls);
-        let tls = if any_tls {
-            Some(crate::upstream::tls::client(crate::upstream::tls::system_roots()?)?)
-        } else {
-            None
-        };
-        let zones = Zones::new(&upstreams, &zones, tls.as_ref());
+        let tls = if any_tls { Some(tls_client(settings.ca.as_deref())?) } else { None };
+        let manner = Manner { tls, case_randomization: settings.case_randomization };
+        let zones = Zones::new(&upstreams, &zones, &manner);
         Self::with_zones(zones, &settings.hosts, settings.cache)
     }
 
@@ -234,6 +251,9 @@ impl Resolver {
             (None, Some(name)) => name,
             (None, None) => return Ok(Vec::new()),
         };
+        if let Some(pinned) = permit.pinned() {
+            return Ok(pinned.to_vec());
+        }
         let family = |record_type| self.shared.addresses(name, record_type);
         let (one, other) = first_and_soon(family(TYPE_A), family(TYPE_AAAA)).await;
         let mut addresses: Vec<IpAddr> =
@@ -253,10 +273,15 @@ impl Resolver {
         }
     }
 
-    /// What is answered without asking: types that are not served, `hosts:`, special names.
+    /// What is answered without asking: types that are not served, addresses that a rule gives, `hosts:`, special
+    /// names.
     fn fixed_for(&self, permit: &LookupPermit, record_type: u16) -> Option<Known> {
         if !is_served(permit, record_type) {
             return Some(Known::fixed(Arc::new(Reply::no_data())));
+        }
+        if let Some(pinned) = permit.pinned() {
+            let fixed = hosts::fixed(permit.name(), pinned, record_type, self.shared.max_ttl);
+            return Some(Known::fixed(Arc::new(fixed)));
         }
         self.shared.fixed(permit.name(), record_type)
     }
@@ -375,7 +400,9 @@ impl Shared {
         let (outcome, flight) = watch::channel(None);
         flights.insert(question.clone(), flight.clone());
         let landing = Landing { shared: Arc::clone(self), question: question.clone() };
-        self.runtime.spawn(async move {
+        // On the thread that asks, if it has a runtime: to wake another one and be woken by it costs 2 µs.
+        let runtime = Handle::try_current().unwrap_or_else(|_| self.runtime.clone());
+        runtime.spawn(async move {
             let landed = landing.shared.ask(&landing.question).await;
             // It is in the cache now: who asks from here on finds it there.
             drop(landing);
@@ -391,7 +418,7 @@ impl Shared {
         match told {
             Ok((reply, upstream)) => {
                 let reply = Arc::new(reply);
-                self.cache.put(question, Arc::clone(&reply), now);
+                self.cache.put(question, &reply, now);
                 Outcome::Told(reply, upstream)
             }
             Err(failure) => Outcome::Failed(failure, self.cache.fail(question, failure, now)),
@@ -483,6 +510,11 @@ fn is_served(permit: &LookupPermit, record_type: u16) -> bool {
         0 | OPT | 128..=255 => false,
         _ => permit.lists_type(record_type),
     }
+}
+
+fn tls_client(ca: Option<&Path>) -> Result<TlsConnector, ConfigError> {
+    let roots = ca.map_or_else(tls::system_roots, tls::roots_in)?;
+    Ok(tls::client(roots)?.into())
 }
 
 fn private_link_zones(private_link: &PrivateLink) -> Result<Vec<(DomainName, Vec<Upstream>)>, ConfigError> {

@@ -1,4 +1,5 @@
-//! Replies as bytes.
+//! Replies as bytes: those that are given on the spot. The others are built by hickory-server
+//! (`server/slow.rs`).
 //!
 //! A reply repeats the client's question bit for bit, so that a client that mixes letter case as a defence
 //! gets its own back. It is never larger than the client takes: what does not fit goes out empty with TC set,
@@ -23,8 +24,6 @@ pub const MAX_STREAM: usize = 65_535;
 /// Seconds that an address of the gate itself may be kept: a policy that begins to allow the name is to be
 /// noticed soon.
 const OWN_TTL: u32 = 5;
-/// Seconds that the answer to ANY may be kept.
-const MINIMAL_ANY_TTL: u32 = 60;
 /// A pointer to the question's name, which stands right behind the header.
 const TO_QUESTION: u16 = 0xc000 | HEADER as u16;
 /// Pointers have 14 bits (RFC 1035 §4.1.4).
@@ -39,7 +38,6 @@ const RECURSION_AVAILABLE: u16 = 0x0080;
 const DNSSEC_OK: u16 = 0x8000;
 
 const TYPE_A: u16 = 1;
-const TYPE_HINFO: u16 = 13;
 const TYPE_AAAA: u16 = 28;
 const TYPE_OPT: u16 = 41;
 const OPTION_EXTENDED_ERROR: u16 = 15;
@@ -70,11 +68,21 @@ pub struct ExtendedError<'a> {
     pub text: &'a str,
 }
 
-impl ExtendedError<'_> {
+impl<'a> ExtendedError<'a> {
     /// "Stale Answer": the upstreams are silent, and this is what they last said (§4.4).
     pub const STALE: u16 = 3;
     /// "Blocked": by the policy of who runs the server (§4.16).
     pub const BLOCKED: u16 = 15;
+
+    /// The number and the data of the option that carries it.
+    #[must_use]
+    pub fn option(&self) -> (u16, Vec<u8>) {
+        (OPTION_EXTENDED_ERROR, [&self.code.to_be_bytes(), self.short_text().as_bytes()].concat())
+    }
+
+    fn short_text(&self) -> &'a str {
+        self.text.get(..self.text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
+    }
 }
 
 /// What a reply tells.
@@ -93,8 +101,6 @@ pub enum Content<'a> {
     },
     /// An address of the gate itself, in place of what was denied.
     Own(IpAddr),
-    /// The one record that stands for all (RFC 8482 §4.2).
-    MinimalAny,
 }
 
 /// How many bytes a client takes in a datagram.
@@ -166,7 +172,6 @@ impl Writer<'_> {
                 }
             }
             Content::Own(address) => self.own(address),
-            Content::MinimalAny => self.minimal_any(),
         }
         if let Some(edns) = response.edns {
             self.opt(edns, rcode, response.extended_error);
@@ -246,22 +251,15 @@ impl Writer<'_> {
         }
     }
 
-    fn minimal_any(&mut self) {
-        self.words(&[TO_QUESTION, TYPE_HINFO, CLASS_IN]);
-        self.out.extend_from_slice(&MINIMAL_ANY_TTL.to_be_bytes());
-        self.words(&[9]);
-        self.out.extend_from_slice(b"\x07RFC8482\0");
-    }
-
     fn opt(&mut self, edns: Edns, rcode: u16, error: Option<ExtendedError<'_>>) {
         let [_, rcode_high] = (rcode >> 4).to_be_bytes();
         let flags = if edns.dnssec_ok { DNSSEC_OK } else { 0 };
         self.out.push(0);
         self.words(&[TYPE_OPT, MAX_DATAGRAM, u16::from_be_bytes([rcode_high, 0]), flags]);
-        let Some(ExtendedError { code, text }) = error else { return self.words(&[0]) };
-        let text = text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default();
+        let Some(error) = error else { return self.words(&[0]) };
+        let text = error.short_text();
         let length = u16::try_from(text.len()).unwrap_or_default();
-        self.words(&[length + 6, OPTION_EXTENDED_ERROR, length + 2, code]);
+        self.words(&[length + 6, OPTION_EXTENDED_ERROR, length + 2, error.code]);
         self.out.extend_from_slice(text.as_bytes());
     }
 
@@ -279,7 +277,7 @@ impl Content<'_> {
             Self::Records { answers, soa, .. } => {
                 (u16::try_from(answers.len()).unwrap_or(u16::MAX), u16::from(soa.is_some()))
             }
-            Self::Own(_) | Self::MinimalAny => (1, 0),
+            Self::Own(_) => (1, 0),
         }
     }
 }
@@ -289,7 +287,6 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use hickory_proto::op::Message;
-    use hickory_proto::rr::RecordType;
     use hickory_proto::rr::rdata::{A, AAAA, CNAME, SOA, TXT};
 
     use super::*;
@@ -445,12 +442,9 @@ mod tests {
     }
 
     #[test]
-    fn any_gets_one_small_record_and_a_denied_name_the_gate() {
+    fn a_denied_name_may_get_the_gate() {
         let packet = asked(None);
         let query = Query::read(&packet).unwrap();
-        let any = bytes(&response(&query, Content::MinimalAny), 512);
-        assert!(any.len() < packet.len() + 24);
-        assert_eq!(Message::from_vec(&any).unwrap().answers[0].record_type(), RecordType::HINFO);
         for address in ["192.0.2.1", "2001:db8::1"] {
             let address: IpAddr = address.parse().unwrap();
             let bytes = bytes(&response(&query, Content::Own(address)), 512);

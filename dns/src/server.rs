@@ -3,17 +3,20 @@
 //! One query lives like this, whatever way it came (`server/service.rs`):
 //!
 //! ```text
-//! client served? → rate → read → special name? → decide → type served? → cached? → budget → resolve → reply
+//! client served? → rate → read → special name? → decide → type served? → cached? → reply
+//!                                                                           └→ budget → errand → resolve → reply
 //! ```
 //!
 //! A name that is denied has caused nothing but its reply. Datagrams come in on one socket a core
-//! (`server/datagrams.rs`), each with a thread of its own that answers in place what can be answered in place,
-//! in batches; only what has to ask an upstream becomes a task. Streams (`server/streams.rs`) are served on the
-//! runtime that the server is started in.
+//! (`server/datagrams.rs`), each with a thread of its own that answers on the spot what can be answered so, in
+//! batches. Streams (`server/streams.rs`) are served on the runtime that the server is started in. What has to
+//! ask an upstream, and what is seldom seen, becomes a task of hickory-server's making (`server/slow.rs`).
 
+mod again;
 mod batch;
 mod datagrams;
 mod service;
+mod slow;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -127,6 +130,22 @@ impl Sockets {
             }
         };
         Ok(Self { settings, datagrams, stream, tls })
+    }
+
+    /// Sockets that are bound already, perhaps in another network namespace; `settings.address` is not looked at.
+    ///
+    /// # Errors
+    /// When they cannot be waited on.
+    pub fn given(
+        settings: ServerSettings,
+        datagrams: Vec<std::net::UdpSocket>,
+        stream: std::net::TcpListener,
+    ) -> io::Result<Self> {
+        for socket in &datagrams {
+            socket.set_nonblocking(true)?;
+        }
+        stream.set_nonblocking(true)?;
+        Ok(Self { settings, datagrams, stream: tokio::net::TcpListener::from_std(stream)?, tls: None })
     }
 
     /// A server at these sockets.

@@ -17,6 +17,8 @@ const QUESTION_TAIL: usize = 4;
 /// The only class there is (RFC 1035 §3.2.4).
 pub const CLASS_IN: u16 = 1;
 const TYPE_OPT: u16 = 41;
+/// Bytes of an OPT record without options.
+const OPT: usize = 11;
 
 /// Bits of the header's second word.
 mod flag {
@@ -24,6 +26,8 @@ mod flag {
     pub(super) const OPCODE: u16 = 0x7800;
     pub(super) const RECURSION_DESIRED: u16 = 0x0100;
     pub(super) const CHECKING_DISABLED: u16 = 0x0010;
+    /// In an OPT record's TTL (RFC 3225 §3).
+    pub(super) const DNSSEC_OK: u16 = 0x8000;
     /// Those that an answer repeats.
     pub(super) const COPIED: u16 = OPCODE | RECURSION_DESIRED | CHECKING_DISABLED;
 }
@@ -144,6 +148,23 @@ impl<'p> Query<'p> {
             return Err(malformed(Malformed::TrailingBytes));
         }
         Ok(Self { head, question, edns })
+    }
+
+    /// The query as a packet that says what was understood of it and nothing else: no options, no padding, no
+    /// bits without a meaning here.
+    #[must_use]
+    pub fn to_packet(&self) -> Vec<u8> {
+        let Self { head, question, edns } = self;
+        let mut packet = Vec::with_capacity(HEADER + question.bytes.len() + OPT);
+        let counts = [1, 0, 0, u16::from(edns.is_some())];
+        packet.extend([head.id, head.flags].into_iter().chain(counts).flat_map(u16::to_be_bytes));
+        packet.extend_from_slice(question.bytes);
+        if let Some(Edns { size, version, dnssec_ok }) = *edns {
+            let flags = if dnssec_ok { flag::DNSSEC_OK } else { 0 };
+            packet.push(0);
+            packet.extend([TYPE_OPT, size, version.into(), flags, 0].into_iter().flat_map(u16::to_be_bytes));
+        }
+        packet
     }
 }
 
@@ -287,7 +308,7 @@ impl<'p> Cursor<'p> {
             options.take(length.into()).ok_or(Malformed::Options)?;
         }
         let [_extended_rcode, version] = high.to_be_bytes();
-        Ok(Edns { size, version, dnssec_ok: low & 0x8000 != 0 })
+        Ok(Edns { size, version, dnssec_ok: low & flag::DNSSEC_OK != 0 })
     }
 
     fn byte(&mut self) -> Option<u8> {
@@ -450,6 +471,23 @@ pub(crate) mod tests {
         assert!(Query::read(&whole).is_ok());
         for cut in 0..whole.len() {
             assert!(Query::read(&whole[..cut]).is_err(), "{cut} bytes");
+        }
+    }
+
+    #[test]
+    fn what_goes_on_is_what_was_understood_and_nothing_else() {
+        let asked = question("wWw.Example.ORG", 65);
+        let padding = [&[0, 12, 0, 200][..], &[7; 200]].concat();
+        for edns in [None, Some(opt(1400, 0, 0x8000, &padding)), Some(opt(0, 1, 0x7fff, &[0, 8, 0, 1, 9]))] {
+            // With AD and the bit that is for nothing.
+            let count = u16::from(edns.is_some());
+            let whole = packet(RD | 0x0070, [1, 0, 0, count], &[&asked, &edns.unwrap_or_default()]);
+            let query = Query::read(&whole).unwrap();
+            let bare = query.to_packet();
+            assert_eq!(Query::read(&bare), Ok(query));
+            assert_eq!(bare.len(), HEADER + asked.len() + usize::from(count) * OPT);
+            assert_eq!(bare[2..4], (RD | 0x0010).to_be_bytes());
+            assert_eq!(bare.last(), if count == 1 { Some(&0) } else { asked.last() });
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use outgate_rules::DomainName;
 
 use crate::upstream::Upstream;
-use crate::upstream::exchange::Parent;
+use crate::upstream::exchange::{Manner, Parent};
 use crate::upstream::group::Group;
 
 /// Conditional forwarding.
@@ -20,16 +20,12 @@ pub(crate) struct Zones {
 impl Zones {
     /// The upstreams of `zones`, and `default` for all other names. Of two lists for one zone the first holds.
     /// An upstream that is written several times is one, with one health and one set of connections.
-    pub(crate) fn new(
-        default: &[Upstream],
-        zones: &[(DomainName, Vec<Upstream>)],
-        tls: Option<&Arc<rustls::ClientConfig>>,
-    ) -> Self {
+    pub(crate) fn new(default: &[Upstream], zones: &[(DomainName, Vec<Upstream>)], manner: &Manner) -> Self {
         let mut parents: HashMap<Upstream, Arc<Parent>> = HashMap::new();
         let mut groups: HashMap<Vec<Upstream>, Arc<Group>> = HashMap::new();
         let mut group = |upstreams: &[Upstream]| {
             let parent = |upstream: &Upstream| {
-                let new = || Arc::new(Parent::new(upstream.clone(), tls.cloned()));
+                let new = || Arc::new(Parent::new(upstream.clone(), manner.clone()));
                 Arc::clone(parents.entry(upstream.clone()).or_insert_with(new))
             };
             let parents = upstreams.iter().map(parent).collect();
@@ -78,7 +74,7 @@ mod tests {
             (name("db.corp.example"), vec![upstream("10.0.0.2"), upstream("10.0.0.3")]),
             (name("corp.example"), vec![upstream("10.0.0.9")]),
         ];
-        let zones = Zones::new(&[upstream("10.0.0.53")], &table, None);
+        let zones = Zones::new(&[upstream("10.0.0.53")], &table, &Manner::default());
         for (asked, first) in [
             ("example", "10.0.0.53:53"),
             ("notcorp.example", "10.0.0.53:53"),
@@ -99,7 +95,7 @@ mod tests {
         let both = vec![upstream("168.63.129.16"), upstream("10.0.0.1")];
         let table =
             [(name("a.example"), azure.clone()), (name("b.example"), azure), (name("c.example"), both)];
-        let zones = Zones::new(&[upstream("10.0.0.1")], &table, None);
+        let zones = Zones::new(&[upstream("10.0.0.1")], &table, &Manner::default());
         let group = |asked: &str| Arc::clone(zones.upstreams_for(&name(asked)));
         assert!(Arc::ptr_eq(&group("a.example"), &group("x.b.example")));
         assert!(!Arc::ptr_eq(&group("a.example"), &group("c.example")));

@@ -24,7 +24,7 @@ impl Scenario {
                 (0..times).map(get).fold(String::new(), |_, last| last)
             }
             "put" => {
-                self.cache.put(&asked, Arc::new(reply(words)), now);
+                self.cache.put(&asked, &reply(words), now);
                 String::new()
             }
             "fail" => match self.cache.fail(&asked, Failure::Timeout, now) {
@@ -57,10 +57,11 @@ fn shown(reply: &Reply) -> String {
 }
 
 fn value<'w>(words: &[&'w str], key: &str) -> &'w str {
-    words
-        .iter()
-        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-        .unwrap_or_else(|| panic!("no {key}"))
+    found(words, key).unwrap_or_else(|| panic!("no {key}"))
+}
+
+fn found<'w>(words: &[&'w str], key: &str) -> Option<&'w str> {
+    words.iter().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
 fn reply(words: &[&str]) -> Reply {
@@ -83,6 +84,7 @@ fn reply(words: &[&str]) -> Reply {
 fn settings(words: &[&str]) -> CacheSettings {
     CacheSettings {
         entries: value(words, "entries").parse().unwrap(),
+        memory: found(words, "memory").map_or(usize::MAX, |bytes| bytes.parse().unwrap()),
         max_ttl: Duration::from_secs(60),
         stale: Duration::from_secs(value(words, "stale").parse().unwrap()),
     }
@@ -97,7 +99,7 @@ fn run(path: &Path) {
         let (action, expected) = line.split_once("=>").unwrap_or((line, ""));
         let words: Vec<&str> = action.split_ascii_whitespace().collect();
         if words[0] == "limits" {
-            scenario.cache = Cache::new(settings(&words));
+            scenario = Scenario { cache: Cache::new(settings(&words)), start: Instant::now() };
             continue;
         }
         let told = scenario.play(words[0].parse().unwrap(), words[1], &words[2..]);

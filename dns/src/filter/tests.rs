@@ -117,9 +117,17 @@ fn negative_answers_hold_as_long_as_their_soa_says() {
     let table: &[(ResponseCode, &[&str], Rcode, u32, bool)] = &[
         (ResponseCode::NXDomain, &["--", SOA], Rcode::NxDomain, 30, true),
         (ResponseCode::NoError, &["--", SOA], Rcode::NoError, 30, true),
-        (ResponseCode::NXDomain, &[], Rcode::NxDomain, 0, false),
-        (ResponseCode::NoError, &[], Rcode::NoError, 0, false),
-        (ResponseCode::NoError, &["--", elsewhere], Rcode::NoError, 0, false),
+        (ResponseCode::NXDomain, &[], Rcode::NxDomain, WITHOUT_SOA, false),
+        (ResponseCode::NoError, &[], Rcode::NoError, WITHOUT_SOA, false),
+        (ResponseCode::NoError, &["--", elsewhere], Rcode::NoError, WITHOUT_SOA, false),
+        (ResponseCode::NXDomain, &["a.example 2 CNAME b.example."], Rcode::NxDomain, 2, false),
+        (
+            ResponseCode::NXDomain,
+            &["--", "example 0 SOA a.example. b.example. 1 2 3 4 30"],
+            Rcode::NxDomain,
+            0,
+            true,
+        ),
         (ResponseCode::NXDomain, &["a.example 20 CNAME b.example.", "--", SOA], Rcode::NxDomain, 20, true),
         (ResponseCode::NXDomain, &["a.example 20 A 6.6.6.6", "--", SOA], Rcode::NxDomain, 30, true),
     ];

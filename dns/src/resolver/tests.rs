@@ -135,6 +135,7 @@ fn answer(asked: &Asked, code: ResponseCode, lines: &[&str]) -> Message {
     let mut message =
         response(&Question { name: asked_name, record_type: query.query_type().into() }, code, lines);
     message.metadata.id = asked.message.metadata.id;
+    message.queries = asked.message.queries.clone();
     message
 }
 
@@ -385,7 +386,7 @@ async fn an_expired_answer_is_used_when_all_upstreams_fail() {
     let resolver = resolver(&[nobody().await]);
     let old = Reply { records: Arc::from([record("a.example 50 A 9.9.9.9")]), ttl: 50, ..Reply::no_data() };
     let stored = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
-    resolver.shared.cache.put(&question("a.example", TYPE_A), Arc::new(old), stored);
+    resolver.shared.cache.put(&question("a.example", TYPE_A), &old, stored);
     for _ in 0..2 {
         let answer = ask(&resolver, "a.example", TYPE_A).await;
         assert_eq!(
@@ -401,7 +402,7 @@ async fn an_expired_answer_is_used_when_upstreams_take_their_time() {
     let resolver = resolver(&[silent.upstream()]);
     let old = Reply { records: Arc::from([record("a.example 50 A 9.9.9.9")]), ttl: 50, ..Reply::no_data() };
     let stored = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
-    resolver.shared.cache.put(&question("a.example", TYPE_A), Arc::new(old), stored);
+    resolver.shared.cache.put(&question("a.example", TYPE_A), &old, stored);
     let begun = Instant::now();
     assert_eq!(ask(&resolver, "a.example", TYPE_A).await.from, AnsweredBy::Stale);
     assert!(begun.elapsed() < DEADLINE, "before a client gives up");
@@ -413,7 +414,7 @@ async fn a_hot_name_is_asked_for_again_before_it_expires() {
     let resolver = resolver(&[upstream.upstream()]);
     let old = Reply { records: Arc::from([record("a.example 60 A 9.9.9.8")]), ttl: 60, ..Reply::no_data() };
     let stored = Instant::now().checked_sub(Duration::from_secs(55)).unwrap();
-    resolver.shared.cache.put(&question("a.example", TYPE_A), Arc::new(old), stored);
+    resolver.shared.cache.put(&question("a.example", TYPE_A), &old, stored);
     for _ in 0..8 {
         assert_eq!(addresses(&ask(&resolver, "a.example", TYPE_A).await), ["9.9.9.8"]);
     }
@@ -547,20 +548,116 @@ async fn an_upstream_over_tls_must_prove_its_name() {
         .with_single_cert(chain.clone(), secret)
         .unwrap();
     let upstream = Scripted::start_with(Arc::new(honest), Some(Arc::new(config).into())).await;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(chain[0].clone()).unwrap();
-    let tls = crate::upstream::tls::client(roots).unwrap();
+    let authorities = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&authorities, key.cert.pem()).unwrap();
 
     for (claimed, rcode) in
         [("dns.example", Rcode::NoError), ("other.example", Rcode::ServFail), ("127.0.0.1", Rcode::ServFail)]
     {
         let parent: Upstream = format!("tls://{}#{claimed}", upstream.address).parse().unwrap();
-        let zones = Zones::new(&[parent], &[], Some(&tls));
-        let resolver = Resolver::with_zones(zones, &[], CacheSettings::default()).unwrap();
+        let ca = Some(authorities.path().to_owned());
+        let resolver = Resolver::new(ResolverSettings { ca, ..settings(&[parent]) }).unwrap();
         assert_eq!(ask(&resolver, "a.example", TYPE_A).await.rcode, rcode, "{claimed}");
         ask(&resolver, "b.example", TYPE_A).await;
     }
     assert_eq!(upstream.questions(), ["a.example. A", "b.example. A"], "who proves nothing is asked nothing");
+}
+
+#[tokio::test]
+async fn authorities_that_cannot_be_used_say_so_and_the_systems_do_not_take_their_place() {
+    let parent: Upstream = "tls://127.0.0.1#dns.example".parse().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(folder.path().join(name), text).unwrap();
+        folder.path().join(name)
+    };
+    for (ca, why) in [
+        (folder.path().join("none.pem"), "No such file"),
+        (file("empty.pem", ""), "there is no certificate in it"),
+        (file("cut.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n"), "cut.pem"),
+    ] {
+        let settings = ResolverSettings { ca: Some(ca), ..settings(std::slice::from_ref(&parent)) };
+        let error = Resolver::new(settings).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn with_a_random_letter_case_an_answer_repeats_it_and_the_client_does_not_see_it() {
+    let name = "abcdefghijklmnopqrstuvwxyz.example";
+    let upstream = Scripted::start(honest).await;
+    let settings = ResolverSettings { case_randomization: true, ..settings(&[upstream.upstream()]) };
+    let resolver = Resolver::new(settings).unwrap();
+    let answer = ask(&resolver, name, TYPE_A).await;
+    assert_eq!(addresses(&answer), ["9.9.9.9"]);
+    assert_eq!(answer.records[0].name.to_ascii(), format!("{name}."));
+    let asked = upstream.asked();
+    assert_eq!((asked.len(), asked[0].via), (1, Via::Udp));
+    let put = asked[0].message.queries[0].name().to_ascii();
+    assert_ne!(put, format!("{name}."), "one in 2^33 is all in lower case");
+    assert_eq!(put.to_lowercase(), format!("{name}."));
+}
+
+#[tokio::test]
+async fn an_answer_in_another_letter_case_is_not_believed_and_the_question_goes_over_tcp() {
+    let upstream = Scripted::start(|asked| {
+        let mut answers = honest(asked);
+        for answer in answers.iter_mut().filter(|_| asked.via == Via::Udp) {
+            let query = &mut answer.queries[0];
+            query.set_name(query.name().to_lowercase());
+            answer.answers = vec![record("abcdefghijklmnopqrstuvwxyz.example 60 A 6.6.6.6")];
+        }
+        answers
+    })
+    .await;
+    let settings = ResolverSettings { case_randomization: true, ..settings(&[upstream.upstream()]) };
+    let resolver = Resolver::new(settings).unwrap();
+    let answer = ask(&resolver, "abcdefghijklmnopqrstuvwxyz.example", TYPE_A).await;
+    assert_eq!(addresses(&answer), ["9.9.9.9"]);
+    assert_eq!(upstream.asked().iter().map(|asked| asked.via).collect::<Vec<_>>(), [Via::Udp, Via::Stream]);
+}
+
+#[tokio::test]
+async fn a_negative_answer_without_an_soa_is_not_asked_for_by_every_question() {
+    let upstream = Scripted::start(|asked| code(asked, ResponseCode::NXDomain)).await;
+    let resolver = Resolver::new(settings(&[upstream.upstream()])).unwrap();
+    for _ in 0..3 {
+        let answer = ask(&resolver, "gone.example", TYPE_A).await;
+        assert_eq!((answer.rcode, answer.soa), (Rcode::NxDomain, None));
+    }
+    assert_eq!(upstream.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn addresses_that_a_rule_gives_are_asked_of_nobody_and_go_before_hosts() {
+    const PINNED: &str = "outbound_rules:
+  - name: vault
+    type: private_endpoint
+    destination:
+      service_resource_id: /subscriptions/s/resourceGroups/g/providers/Microsoft.KeyVault/vaults/mlvault
+      addresses: [10.1.5.4, 10.1.5.5, 'fd00:1::4']
+";
+    let asked = "mlvault.vault.azure.net";
+    let hosts = vec![(name(asked), vec!["10.9.9.9".parse().unwrap()])];
+    let upstream = Scripted::start(honest).await;
+    let resolver = Resolver::new(ResolverSettings { hosts, ..settings(&[upstream.upstream()]) }).unwrap();
+    let permit = lookup_permit(PINNED, asked);
+    for (record_type, told) in
+        [(TYPE_A, &["10.1.5.4", "10.1.5.5"][..]), (TYPE_AAAA, &["fd00:1::4"]), (TYPE_HTTPS, &[])]
+    {
+        let answer = resolver.cached(&permit, record_type, Instant::now()).unwrap();
+        assert_eq!(
+            (addresses(&answer), answer.from),
+            (told.iter().map(|&it| it.to_owned()).collect(), AnsweredBy::Fixed)
+        );
+        assert_eq!(resolver.answer(&permit, record_type).await.records, answer.records);
+    }
+    let dialled = resolver.resolve(&dial_permit(PINNED, asked)).await.unwrap();
+    assert_eq!(
+        dialled.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["10.1.5.4", "10.1.5.5", "fd00:1::4"]
+    );
+    assert!(upstream.asked().is_empty());
 }
 
 #[tokio::test]

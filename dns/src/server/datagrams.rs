@@ -1,26 +1,36 @@
 //! Queries in datagrams: one socket and one thread a core.
 //!
 //! What can be answered in place is answered in place: a batch comes in, its events are handed over, its
-//! replies go out. What has to ask an upstream becomes a task on the same thread.
+//! replies go out. What cannot becomes a task on the same thread (`server/slow.rs`).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use hickory_proto::rr::Record;
+use hickory_server::net::NetError;
+use hickory_server::server::{ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::MessageResponse;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::again::Again;
 use super::batch::{BATCH, Inbox, Outbox, Received, send_one};
-use super::service::{Asker, Lookup, Service, Step};
-use crate::event::{Answered, Transport};
+use super::service::{Asker, Moment, Service, Step};
+use super::slow::encode;
+use crate::event::Transport;
 
 /// How long to rest after a socket failed in a way that is not about one datagram.
 const REST: Duration = Duration::from_millis(50);
+/// How long what was just answered is kept when it is of no more use.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// Starts a thread that serves `socket` until `draining` is cancelled and what was asked before is answered.
 /// The channel closes when it has ended.
@@ -53,18 +63,29 @@ async fn run(
         Port { socket: Arc::new(UdpSocket::from_std(socket)?), service, bound, tasks: TaskTracker::new() };
     let mut inbox = Inbox::new(&port.socket, bound)?;
     let mut outbox = Outbox::new();
-    let mut events = Vec::with_capacity(BATCH);
+    let mut again = Again::new();
+    let mut idle = pin!(sleep(IDLE));
     loop {
         let ready = tokio::select! {
+            biased;
             ready = port.socket.readable() => ready,
             () = draining.cancelled() => break,
+            () = &mut idle, if !again.is_empty() => {
+                again.forget();
+                continue;
+            }
         };
         if ready.is_err() || port.receive(&mut inbox).is_err() {
             sleep(REST).await;
             continue;
         }
-        port.answer(&inbox, &mut outbox, &mut events);
-        port.hand_over(&mut events).await;
+        if again.is_empty() {
+            idle.as_mut().reset(Instant::now() + IDLE);
+        }
+        port.answer(&inbox, &mut outbox, &mut again);
+        if let Some(room) = port.service.observer.hand_over() {
+            room.await;
+        }
         port.send(&mut outbox).await;
     }
     port.tasks.close();
@@ -73,7 +94,6 @@ async fn run(
 }
 
 /// One socket and what its queries need.
-#[derive(Clone)]
 struct Port {
     socket: Arc<UdpSocket>,
     service: Arc<Service>,
@@ -101,40 +121,47 @@ impl Port {
         }
     }
 
-    /// Answers a batch, as far as that can be done in place.
-    fn answer(&self, inbox: &Inbox, outbox: &mut Outbox, events: &mut Vec<Answered>) {
+    /// Answers a batch, as far as that can be done in place. What it tells has yet to be handed over.
+    fn answer(&self, inbox: &Inbox, outbox: &mut Outbox, again: &mut Again) {
         let moment = self.service.moment();
+        again.begin(&moment);
         for (received, packet) in inbox.packets() {
             let start = outbox.bytes.len();
-            match self.service.take_datagram(packet, self.asker(received), &moment, &mut outbox.bytes) {
+            match self.take(packet, self.asker(received), &moment, &mut outbox.bytes, again) {
                 Step::Silence => {}
                 Step::Untold => outbox.address(start, received.from, received.to),
                 Step::Reply(event) => {
                     outbox.address(start, received.from, received.to);
-                    events.push(event);
+                    self.service.observer.answered(&event);
+                    let reply = outbox.bytes.get(start..).unwrap_or_default();
+                    again.keep(packet, self.asker(received), reply, event);
                 }
-                Step::Ask(lookup) => {
-                    self.tasks.spawn(self.clone().ask(lookup, *received));
+                Step::GoOn(errand) => {
+                    let reply =
+                        Reply { socket: Arc::clone(&self.socket), to: *received, limit: errand.limit() };
+                    self.tasks.spawn(errand.run(Arc::clone(&self.service), reply));
                 }
             }
         }
     }
 
-    async fn ask(self, lookup: Box<Lookup>, received: Received) {
-        let mut reply = Vec::new();
-        let event = self.service.ask(*lookup, &mut reply).await;
-        self.hand_over(&mut vec![event]).await;
-        let send = || send_one(&self.socket, &reply, received.from, received.to);
-        // A reply that cannot be sent is lost, as datagrams are.
-        _ = self.socket.async_io(Interest::WRITABLE, send).await;
-    }
-
-    /// Comes back when the events are taken: before that nothing that they tell of is sent.
-    async fn hand_over(&self, events: &mut Vec<Answered>) {
-        if let Some(room) = self.service.tell(events) {
-            room.await;
+    /// Takes one datagram: what was just answered has its event told already.
+    fn take(
+        &self,
+        packet: &[u8],
+        asker: Asker,
+        moment: &Moment,
+        out: &mut Vec<u8>,
+        again: &mut Again,
+    ) -> Step {
+        if let Some(step) = self.service.turn_away(packet, asker, moment, out) {
+            return step;
         }
-        events.clear();
+        if let Some(event) = again.give(packet, asker, moment, out) {
+            self.service.observer.answered(event);
+            return Step::Untold;
+        }
+        self.service.take(packet, asker, moment, out)
     }
 
     async fn send(&self, outbox: &mut Outbox) {
@@ -149,5 +176,34 @@ impl Port {
         let client = SocketAddr::new(received.from.ip().to_canonical(), received.from.port());
         let local = received.to.unwrap_or(self.bound).to_canonical();
         Asker { client, local, transport: Transport::Udp }
+    }
+}
+
+/// Where the reply to one datagram goes.
+#[derive(Clone)]
+struct Reply {
+    socket: Arc<UdpSocket>,
+    to: Received,
+    limit: usize,
+}
+
+#[async_trait]
+impl ResponseHandler for Reply {
+    async fn send_response<'a>(
+        &mut self,
+        response: MessageResponse<
+            '_,
+            'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+        >,
+    ) -> Result<ResponseInfo, NetError> {
+        let (info, bytes) = encode(response, self.limit)?;
+        let send = || send_one(&self.socket, &bytes, self.to.from, self.to.to);
+        // A reply that cannot be sent is lost, as datagrams are.
+        _ = self.socket.async_io(Interest::WRITABLE, send).await;
+        Ok(info)
     }
 }

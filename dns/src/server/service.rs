@@ -12,8 +12,9 @@ use outgate_rules::{
     DomainName, Enforcement, LookupDecision, LookupPermit, PrefixSet, Reason, Revision, RuleRef, RuleSet,
 };
 use smallvec::SmallVec;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
+use super::slow::{Errand, Outcome, TYPE_ANY, Task};
 use super::{Denied, Foundation, ServerSettings};
 use crate::budget::Budget;
 use crate::event::{Answered, Asked, AskedName, Observer, Room, Transport};
@@ -27,8 +28,6 @@ use crate::{TYPE_A, TYPE_AAAA, TYPE_HTTPS, TYPE_SVCB, special};
 
 /// Lookups of all clients that may wait for upstreams: each holds a permit, its query and a task.
 const MAX_PENDING: usize = 16_384;
-/// A question for every type (RFC 8482).
-const TYPE_ANY: u16 = 255;
 /// Types that are no data: transfers, keys and signatures of messages (RFC 6895 §3.1).
 const META_TYPES: std::ops::RangeInclusive<u16> = 128..=254;
 
@@ -36,7 +35,7 @@ const META_TYPES: std::ops::RangeInclusive<u16> = 128..=254;
 #[derive(Debug)]
 pub(super) struct Service {
     rules: Arc<ArcSwap<RuleSet>>,
-    resolver: Resolver,
+    pub(super) resolver: Resolver,
     pub(super) observer: Arc<dyn Observer>,
     ledger: Arc<Ledger>,
     clients: PrefixSet,
@@ -75,26 +74,13 @@ pub(super) enum Step {
     Reply(Answered),
     /// The reply is written, and nothing but a count tells of it.
     Untold,
-    /// An upstream has to be asked.
-    Ask(Box<Lookup>),
-}
-
-/// A query that waits for the resolver.
-#[derive(Debug)]
-pub(super) struct Lookup {
-    packet: Box<[u8]>,
-    permit: LookupPermit,
-    record_type: u16,
-    name: DomainName,
-    verdict: Verdict,
-    asker: Asker,
-    moment: (Instant, Timestamp),
-    _place: OwnedSemaphorePermit,
+    /// It is not answered on the spot.
+    GoOn(Box<Errand>),
 }
 
 /// Why a query is answered as it is.
 #[derive(Clone, Debug)]
-struct Verdict {
+pub(super) struct Verdict {
     reason: Reason,
     rule: Option<RuleRef>,
     enforcement: Enforcement,
@@ -123,8 +109,9 @@ impl Service {
     }
 
     /// Tells what was answered; with a wait where there is no room for it yet.
-    pub(super) fn tell(&self, events: &[Answered]) -> Option<Room> {
-        if events.is_empty() { None } else { self.observer.answered(events) }
+    pub(super) fn tell(&self, event: &Answered) -> Option<Room> {
+        self.observer.answered(event);
+        self.observer.hand_over()
     }
 
     /// Whether a client is served at all. One that is not hears nothing.
@@ -142,27 +129,25 @@ impl Service {
         self.rate.admit(client, now).err().map(|over| over.wait)
     }
 
-    /// Takes a datagram: as [`Service::take`], for clients that are served and within their rate.
-    pub(super) fn take_datagram(
+    /// What comes of a datagram from a client that is not served or over its rate; none where it is let in.
+    pub(super) fn turn_away(
         &self,
         packet: &[u8],
         asker: Asker,
         moment: &Moment,
         out: &mut Vec<u8>,
-    ) -> Step {
+    ) -> Option<Step> {
         if !self.serves(asker.client) {
-            return Step::Silence;
+            return Some(Step::Silence);
         }
-        match self.rate.admit(asker.client.ip(), moment.now) {
-            Ok(()) => self.take(packet, asker, moment, out),
-            Err(over) => self.over_rate(over, packet, asker, moment, out),
-        }
+        let over = self.rate.admit(asker.client.ip(), moment.now).err()?;
+        Some(self.over_rate(over, packet, asker, moment, out))
     }
 
     /// Takes a message, and writes the reply behind what `out` holds if there is one yet.
     pub(super) fn take(&self, packet: &[u8], asker: Asker, moment: &Moment, out: &mut Vec<u8>) -> Step {
         let (head, rcode, reason) = match Query::read(packet) {
-            Ok(query) => return Case { service: self, query, asker, moment, out }.decide(packet),
+            Ok(query) => return Case { service: self, query, asker, moment, out }.decide(),
             Err(Fault::Silence) => {
                 self.observer.dropped(Reason::DnsMalformed);
                 return Step::Silence;
@@ -176,17 +161,6 @@ impl Service {
         response.write(limit(asker.transport, None), out);
         let verdict = Verdict::by_gate(reason, moment);
         Step::Reply(verdict.answered(asker, (moment.now, moment.time), None, rcode))
-    }
-
-    /// Asks the resolver, and writes the reply.
-    pub(super) async fn ask(&self, lookup: Lookup, out: &mut Vec<u8>) -> Answered {
-        let answer = self.resolver.answer(&lookup.permit, lookup.record_type).await;
-        let Lookup { packet, record_type, name, verdict, asker, moment, .. } = lookup;
-        // It was read once, so it can be read again.
-        match Query::read(&packet) {
-            Ok(query) => self.reply(&query, &name, record_type, answer, verdict, asker, moment, out),
-            Err(_) => verdict.answered(asker, moment, None, ResponseCode::ServFail),
-        }
     }
 
     /// A client over its limit is told to come over TCP, or nothing.
@@ -206,23 +180,18 @@ impl Service {
         if over.tell { Step::Reply(answered) } else { Step::Untold }
     }
 
-    /// Writes what the resolver knows.
-    #[allow(clippy::too_many_arguments)]
-    fn reply(
+    /// What the resolver's answer comes to for the client: noted as told, and as an event.
+    pub(super) fn outcome(
         &self,
-        query: &Query<'_>,
         name: &DomainName,
         record_type: u16,
         answer: Answer,
         mut verdict: Verdict,
         asker: Asker,
-        moment: (Instant, Timestamp),
-        out: &mut Vec<u8>,
-    ) -> Answered {
+        since: (Instant, Timestamp),
+    ) -> Outcome {
         let rcode: ResponseCode = u16::from(answer.rcode.number()).into();
-        let content =
-            Content::Records { answers: &answer.records, soa: answer.soa.as_deref(), age: answer.age };
-        let addresses = self.note(&answer, name, record_type, asker.client.ip(), moment.0);
+        let addresses = self.note(&answer, name, record_type, asker.client.ip(), since.0);
         let withheld = answer.withheld.first().filter(|_| addresses.is_empty()).map(|(_, reason)| *reason);
         if let Some(reason) = withheld {
             // What is withheld is withheld in report mode too.
@@ -235,15 +204,11 @@ impl Service {
             (None, AnsweredBy::Stale) => Some(ExtendedError { code: ExtendedError::STALE, text: "" }),
             (None, _) => None,
         };
-        Response { rcode, content, extended_error, ..Response::empty(query, rcode) }
-            .write(limit(asker.transport, Some(query)), out);
         let asked = Asked { name: AskedName::Host(name.clone()), record_type };
-        Answered {
-            addresses,
-            withheld: answer.withheld,
-            from: Some(answer.from),
-            ..verdict.answered(asker, moment, Some(asked), rcode)
-        }
+        let Answer { records: answers, soa, age, from, withheld, .. } = answer;
+        let event = verdict.answered(asker, since, Some(asked), rcode);
+        let event = Answered { addresses, withheld, from: Some(from), ..event };
+        Outcome { rcode, answers, soa, age, extended_error, event }
     }
 
     /// The addresses in an answer, noted as told to the client.
@@ -280,7 +245,7 @@ struct Case<'a, 'p> {
 }
 
 impl Case<'_, '_> {
-    fn decide(self, packet: &[u8]) -> Step {
+    fn decide(self) -> Step {
         let by_gate = |reason| Verdict::by_gate(reason, self.moment);
         if self.query.edns.is_some_and(|edns| edns.version != 0) {
             return self.fault(ResponseCode::BADVERS, by_gate(Reason::DnsVersion));
@@ -303,15 +268,15 @@ impl Case<'_, '_> {
         let decision = self.moment.rules.decide_lookup(self.asker.client.ip(), &name, self.moment.time);
         let verdict = Verdict::by_rules(&decision);
         match decision.into_permit() {
-            Ok(permit) => self.look_up(name, permit, verdict, packet),
+            Ok(permit) => self.look_up(name, permit, verdict),
             Err(_) => self.deny(Some(name), verdict),
         }
     }
 
-    fn look_up(self, name: DomainName, permit: LookupPermit, verdict: Verdict, packet: &[u8]) -> Step {
+    fn look_up(self, name: DomainName, permit: LookupPermit, verdict: Verdict) -> Step {
         let record_type = self.query.question.record_type;
         if record_type == TYPE_ANY {
-            return self.minimal_any(name, verdict);
+            return self.go_on(Task::MinimalAny { name }, verdict);
         }
         if META_TYPES.contains(&record_type) {
             return self.refuse(Some(name), ResponseCode::Refused, verdict.with(Reason::DnsType));
@@ -320,32 +285,40 @@ impl Case<'_, '_> {
         if !served && !permit.lists_type(record_type) {
             return self.refuse(Some(name), ResponseCode::NoError, verdict.with(Reason::DnsType));
         }
-        let Self { service, asker, moment, .. } = self;
-        let since = (moment.now, moment.time);
-        if let Some(answer) = service.resolver.cached(&permit, record_type, moment.now) {
-            let answered =
-                service.reply(&self.query, &name, record_type, answer, verdict, asker, since, self.out);
-            return Step::Reply(answered);
+        let (service, now) = (self.service, self.moment.now);
+        if let Some(answer) = service.resolver.cached(&permit, record_type, now) {
+            return self.answer(&name, record_type, answer, verdict);
         }
         if let Some(parent) = permit.open_below()
-            && let Err(reason) = service.budget.spend(asker.client.ip(), parent, name.as_str(), moment.now)
+            && let Err(reason) = service.budget.spend(self.asker.client.ip(), parent, name.as_str(), now)
         {
             return self.refuse(Some(name), ResponseCode::Refused, verdict.with(reason));
         }
-        let Ok(place) = Arc::clone(&service.pending).try_acquire_owned() else {
-            return self.refuse(Some(name), ResponseCode::ServFail, verdict.with(Reason::LookupsPending));
+        self.go_on(Task::LookUp { permit, name, record_type }, verdict)
+    }
+
+    /// Answers what is known.
+    fn answer(self, name: &DomainName, record_type: u16, answer: Answer, verdict: Verdict) -> Step {
+        let Self { service, query, asker, .. } = self;
+        let outcome = service.outcome(name, record_type, answer, verdict, asker, self.since());
+        let Outcome { rcode, answers, soa, age, extended_error, event } = outcome;
+        let content = Content::Records { answers: &answers, soa: soa.as_deref(), age };
+        Response { rcode, content, extended_error, ..Response::empty(&query, rcode) }
+            .write(limit(asker.transport, Some(&query)), self.out);
+        Step::Reply(event)
+    }
+
+    /// Leaves the answer to who has time for it.
+    fn go_on(self, task: Task, verdict: Verdict) -> Step {
+        let since = self.since();
+        let Ok(place) = Arc::clone(&self.service.pending).try_acquire_owned() else {
+            return self.refuse(None, ResponseCode::ServFail, verdict.with(Reason::LookupsPending));
         };
-        let packet = Box::from(packet);
-        Step::Ask(Box::new(Lookup {
-            packet,
-            permit,
-            record_type,
-            name,
-            verdict,
-            asker,
-            moment: since,
-            _place: place,
-        }))
+        Step::GoOn(Box::new(Errand::new(&self.query, task, verdict, self.asker, since, place)))
+    }
+
+    fn since(&self) -> (Instant, Timestamp) {
+        (self.moment.now, self.moment.time)
     }
 
     /// Denies the name, in the way that is configured.
@@ -371,11 +344,8 @@ impl Case<'_, '_> {
 
     /// Refuses what no server of this kind could answer: the response code says it all.
     fn fault(self, rcode: ResponseCode, verdict: Verdict) -> Step {
-        self.write(None, rcode, Content::Nothing, verdict, None)
-    }
-
-    fn minimal_any(self, name: DomainName, verdict: Verdict) -> Step {
-        self.write(Some(name), ResponseCode::NoError, Content::MinimalAny, verdict, None)
+        let asked = asked(&self.query, None);
+        self.go_on(Task::Fault { asked, rcode }, verdict)
     }
 
     fn write_with_reason(
@@ -387,27 +357,15 @@ impl Case<'_, '_> {
     ) -> Step {
         // Who sent no OPT cannot be told.
         let text = self.query.edns.map(|_| verdict.sentence());
-        self.write(name, rcode, content, verdict, text.as_deref())
-    }
-
-    fn write(
-        self,
-        name: Option<DomainName>,
-        rcode: ResponseCode,
-        content: Content<'_>,
-        verdict: Verdict,
-        text: Option<&str>,
-    ) -> Step {
-        let extended_error = text.map(|text| ExtendedError { code: ExtendedError::BLOCKED, text });
+        let extended_error = text.as_deref().map(|text| ExtendedError { code: ExtendedError::BLOCKED, text });
         Response { content, extended_error, ..Response::empty(&self.query, rcode) }
             .write(limit(self.asker.transport, Some(&self.query)), self.out);
-        let since = (self.moment.now, self.moment.time);
         let asked = asked(&self.query, name);
         let addresses = match content {
             Content::Own(address) => SmallVec::from_slice(&[address]),
-            Content::Nothing | Content::Records { .. } | Content::MinimalAny => SmallVec::new(),
+            Content::Nothing | Content::Records { .. } => SmallVec::new(),
         };
-        let answered = verdict.answered(self.asker, since, Some(asked), rcode);
+        let answered = verdict.answered(self.asker, self.since(), Some(asked), rcode);
         Step::Reply(Answered { addresses, ..answered })
     }
 }
@@ -441,7 +399,7 @@ impl Verdict {
         }
     }
 
-    fn answered(
+    pub(super) fn answered(
         self,
         asker: Asker,
         (since, time): (Instant, Timestamp),
@@ -476,7 +434,7 @@ fn asked(query: &Query<'_>, name: Option<DomainName>) -> Asked {
 }
 
 /// The largest reply that the client takes.
-fn limit(transport: Transport, query: Option<&Query<'_>>) -> usize {
+pub(super) fn limit(transport: Transport, query: Option<&Query<'_>>) -> usize {
     match transport {
         Transport::Udp => datagram_limit(query.and_then(|query| query.edns)),
         Transport::Tcp | Transport::Tls => MAX_STREAM,

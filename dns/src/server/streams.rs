@@ -10,10 +10,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use hickory_proto::rr::Record;
+use hickory_server::net::NetError;
+use hickory_server::server::{ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::MessageResponse;
 use outgate_rules::Reason;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -22,7 +27,9 @@ use tokio_util::task::TaskTracker;
 
 use super::Identity;
 use super::service::{Asker, Service, Step};
+use super::slow::encode;
 use crate::event::{Answered, Transport};
+use crate::respond::MAX_STREAM;
 
 /// Connections of all clients together; each takes a descriptor and a few kilobytes.
 const MAX_CONNECTIONS: usize = 4096;
@@ -113,25 +120,25 @@ pub(super) async fn serve(
     asker: Asker,
     draining: CancellationToken,
 ) -> io::Result<()> {
-    let mut connection = Connection { stream, service, asker, read: Vec::new(), lookups: JoinSet::new() };
+    let mut connection = Connection::new(stream, service, asker);
     let mut deadline = Instant::now() + IDLE;
     loop {
-        while connection.lookups.len() < MAX_IN_PROGRESS
+        while connection.errands.len() < MAX_IN_PROGRESS
             && let Some(message) = connection.next_message()?
         {
             connection.take(message).await?;
             deadline = Instant::now() + if connection.read.is_empty() { IDLE } else { WHOLE };
         }
-        let full = connection.lookups.len() >= MAX_IN_PROGRESS;
-        if draining.is_cancelled() && connection.lookups.is_empty() {
+        let full = connection.errands.len() >= MAX_IN_PROGRESS;
+        if draining.is_cancelled() && connection.errands.is_empty() {
             return connection.finish().await;
         }
         let was_empty = connection.read.is_empty();
-        let Connection { stream, read, lookups, .. } = &mut connection;
+        let Connection { stream, read, errands, .. } = &mut connection;
         tokio::select! {
-            Some(reply) = lookups.join_next() => {
-                let (reply, event) = reply.map_err(io::Error::other)?;
-                connection.reply(&reply, event).await?;
+            Some(ended) = errands.join_next() => {
+                ended.map_err(io::Error::other)?;
+                connection.send_ready().await?;
                 if connection.read.is_empty() {
                     deadline = Instant::now() + IDLE;
                 }
@@ -146,7 +153,7 @@ pub(super) async fn serve(
                 }
                 Err(_) => return connection.finish().await,
             },
-            () = draining.cancelled(), if lookups.is_empty() => {}
+            () = draining.cancelled(), if errands.is_empty() => {}
         }
     }
 }
@@ -157,10 +164,23 @@ struct Connection<S> {
     service: Arc<Service>,
     asker: Asker,
     read: Vec<u8>,
-    lookups: JoinSet<(Vec<u8>, Answered)>,
+    errands: JoinSet<()>,
+    /// What the errands answer: there is room for all that may be in progress.
+    reply: Reply,
+    ready: mpsc::Receiver<Vec<u8>>,
 }
 
+/// The way of replies to the one who writes to the connection.
+#[derive(Clone)]
+struct Reply(mpsc::Sender<Vec<u8>>);
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    fn new(stream: S, service: Arc<Service>, asker: Asker) -> Self {
+        let (reply, ready) = mpsc::channel(MAX_IN_PROGRESS);
+        let (read, errands) = (Vec::new(), JoinSet::new());
+        Self { stream, service, asker, read, errands, reply: Reply(reply), ready }
+    }
+
     /// The next whole message.
     ///
     /// # Errors
@@ -183,18 +203,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         while let Some(delay) = self.service.delay(self.asker.client.ip(), std::time::Instant::now()) {
             sleep(delay).await;
         }
-        let mut reply = framed();
+        let mut reply = Vec::new();
         match self.service.take(&message, self.asker, &self.service.moment(), &mut reply) {
             // Who sends what is no query over a stream has nothing to say there.
             Step::Silence | Step::Untold => Err(io::ErrorKind::InvalidData.into()),
             Step::Reply(event) => self.reply(&reply, event).await,
-            Step::Ask(lookup) => {
-                let service = Arc::clone(&self.service);
-                self.lookups.spawn(async move {
-                    let mut reply = framed();
-                    let event = service.ask(*lookup, &mut reply).await;
-                    (reply, event)
-                });
+            Step::GoOn(errand) => {
+                self.errands.spawn(errand.run(Arc::clone(&self.service), self.reply.clone()));
                 Ok(())
             }
         }
@@ -202,11 +217,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Sends a reply, once its event is taken.
     async fn reply(&mut self, reply: &[u8], event: Answered) -> io::Result<()> {
-        if let Some(room) = self.service.tell(&[event]) {
+        if let Some(room) = self.service.tell(&event) {
             room.await;
         }
-        let length = u16::try_from(reply.len().saturating_sub(2)).map_err(io::Error::other)?;
-        let whole = [&length.to_be_bytes(), reply.get(2..).unwrap_or_default()].concat();
+        self.send(reply).await
+    }
+
+    /// Sends what errands have answered. One that has ended has answered before.
+    async fn send_ready(&mut self) -> io::Result<()> {
+        while let Ok(reply) = self.ready.try_recv() {
+            self.send(&reply).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, reply: &[u8]) -> io::Result<()> {
+        let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
+        let whole = [&length.to_be_bytes(), reply].concat();
         timeout(WRITE, async {
             self.stream.write_all(&whole).await?;
             self.stream.flush().await
@@ -216,17 +243,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Answers what is in progress; then the connection is over.
     async fn finish(mut self) -> io::Result<()> {
-        while let Some(reply) = self.lookups.join_next().await {
-            let (reply, event) = reply.map_err(io::Error::other)?;
-            self.reply(&reply, event).await?;
+        while let Some(ended) = self.errands.join_next().await {
+            ended.map_err(io::Error::other)?;
+            self.send_ready().await?;
         }
         timeout(WRITE, self.stream.shutdown()).await?
     }
 }
 
-/// Room for the length, before the reply.
-fn framed() -> Vec<u8> {
-    vec![0, 0]
+#[async_trait]
+impl ResponseHandler for Reply {
+    async fn send_response<'a>(
+        &mut self,
+        response: MessageResponse<
+            '_,
+            'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+        >,
+    ) -> Result<ResponseInfo, NetError> {
+        let (info, bytes) = encode(response, MAX_STREAM)?;
+        // Without a connection there is nobody to tell.
+        _ = self.0.send(bytes).await;
+        Ok(info)
+    }
 }
 
 /// How many connections there are, and of whom.

@@ -1,16 +1,19 @@
 //! One question to one upstream: the only place that sends a packet to a parent resolver.
 //!
-//! Each datagram has a random id and a source port of its own, on a socket that hears one address alone (RFC
-//! 5452). What does not answer the question is not looked at; after a few such datagrams somebody is guessing,
+//! Each datagram has a random id and a source port of its own, and a random letter case where that is asked for,
+//! on a socket that hears one address alone (RFC 5452). What does not answer the question is not looked at; after a few such datagrams somebody is guessing,
 //! and the question goes over TCP. Nothing here has a deadline: the caller gives one to the whole exchange,
 //! and to drop it closes what it opened.
 
+use std::cell::RefCell;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -19,7 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use super::health::Health;
 use super::{Transport, Upstream};
-use crate::question::{Edns, Question};
+use crate::question::{Edns, LetterCase, Question};
 
 /// Datagrams that do not answer the question before it is asked over TCP: more than a late answer or two.
 const MAX_FOREIGN: usize = 4;
@@ -43,11 +46,20 @@ pub(crate) enum ExchangeError {
     NoAnswer,
 }
 
+/// How upstreams are spoken to, beside what each says of itself.
+#[derive(Clone, Default)]
+pub(crate) struct Manner {
+    /// For those that are spoken to over TLS.
+    pub(crate) tls: Option<TlsConnector>,
+    /// Whether a name in a datagram has a random letter case, and its answer must repeat it.
+    pub(crate) case_randomization: bool,
+}
+
 /// An upstream in use: its connections and its health.
 pub(crate) struct Parent {
     pub(crate) upstream: Upstream,
     pub(crate) health: Mutex<Health>,
-    tls: Option<TlsConnector>,
+    manner: Manner,
     idle: Mutex<Vec<(Stream, Instant)>>,
     streams: Semaphore,
 }
@@ -59,12 +71,11 @@ impl Duplex for tokio_rustls::client::TlsStream<TcpStream> {}
 type Stream = Box<dyn Duplex>;
 
 impl Parent {
-    /// An upstream; `tls` is needed for one that is spoken to over TLS.
-    pub(crate) fn new(upstream: Upstream, tls: Option<Arc<rustls::ClientConfig>>) -> Self {
+    pub(crate) fn new(upstream: Upstream, manner: Manner) -> Self {
         Self {
             upstream,
             health: Mutex::new(Health::default()),
-            tls: tls.map(TlsConnector::from),
+            manner,
             idle: Mutex::new(Vec::new()),
             streams: Semaphore::new(MAX_STREAMS),
         }
@@ -81,10 +92,14 @@ impl Parent {
 
     async fn ask_with(&self, question: &Question, edns: Edns) -> Result<Message, ExchangeError> {
         match &self.upstream.transport {
-            Transport::Udp => match over_udp(self.upstream.socket, question, edns).await? {
-                Some(message) => Ok(message),
-                None => self.over_stream(question, edns).await,
-            },
+            Transport::Udp => {
+                let case =
+                    if self.manner.case_randomization { LetterCase::random() } else { LetterCase::PLAIN };
+                match over_udp(self.upstream.socket, question, edns, &case).await? {
+                    Some(message) => Ok(message),
+                    None => self.over_stream(question, edns).await,
+                }
+            }
             Transport::Tcp | Transport::Tls(_) => self.over_stream(question, edns).await,
         }
     }
@@ -107,7 +122,7 @@ impl Parent {
 
     async fn connect(&self) -> io::Result<Stream> {
         let stream = tcp(self.upstream.socket).await?;
-        match (&self.upstream.transport, &self.tls) {
+        match (&self.upstream.transport, &self.manner.tls) {
             (Transport::Udp | Transport::Tcp, _) => Ok(Box::new(stream)),
             (Transport::Tls(name), Some(tls)) => tls_handshake(tls, name, stream).await,
             (Transport::Tls(_), None) => Err(io::Error::other("TLS is not set up")),
@@ -130,29 +145,69 @@ impl Parent {
     }
 }
 
-/// Asks by a datagram. None is for a truncated or unreadable answer and for forgeries: ask over TCP.
+/// Asks by a datagram. None is for a truncated or unreadable answer, for forgeries and for an upstream that does
+/// not repeat a random letter case: ask over TCP.
 async fn over_udp(
     upstream: SocketAddr,
     question: &Question,
     edns: Edns,
+    case: &LetterCase,
 ) -> Result<Option<Message>, ExchangeError> {
-    let socket = udp(upstream).await?;
+    let socket = udp(upstream)?;
     let id = rand::random::<u16>();
-    socket.send(&question.to_wire(id, edns)).await?;
-    let mut datagram = vec![0; DATAGRAM];
+    socket.send(&question.to_wire(id, edns, case)).await?;
     for _ in 0..MAX_FOREIGN {
-        let length = socket.recv(&mut datagram).await?;
-        let received = datagram.get(..length).unwrap_or_default();
-        match Message::from_vec(received) {
-            Ok(message) if question.is_answered_by(id, &message) => {
-                return Ok((!message.metadata.truncation).then_some(message));
-            }
-            // Cut off in the middle of a record, or not to be read at all.
-            Err(_) if is_response(received, id) => return Ok(None),
-            Ok(_) | Err(_) => {}
+        match receive(&socket, |datagram| read(datagram, question, id, case)).await? {
+            Received::Answer(message) => return Ok(Some(*message)),
+            Received::Unusable => return Ok(None),
+            Received::Foreign => {}
         }
     }
     Ok(None)
+}
+
+/// What a datagram turned out to be.
+enum Received {
+    Answer(Box<Message>),
+    /// It is from the upstream, and not to be used: ask over TCP.
+    Unusable,
+    /// It does not answer the question.
+    Foreign,
+}
+
+fn read(datagram: &[u8], question: &Question, id: u16, case: &LetterCase) -> Received {
+    match Message::from_vec(datagram) {
+        Ok(message) if question.is_answered_by(id, &message) => {
+            // Where no case was chosen there is none to repeat.
+            let repeated = *case == LetterCase::PLAIN || question.is_repeated_in(case, &message);
+            let usable = repeated && !message.metadata.truncation;
+            if usable { Received::Answer(Box::new(message)) } else { Received::Unusable }
+        }
+        // Cut off in the middle of a record, or not to be read at all.
+        Err(_) if is_response(datagram, id) => Received::Unusable,
+        Ok(_) | Err(_) => Received::Foreign,
+    }
+}
+
+thread_local! {
+    /// Where a thread reads datagrams, one at a time: hundreds of questions may wait for theirs, and a buffer for each
+    /// would leave no room in the processor's cache for anything else.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM].into());
+}
+
+/// Waits for a datagram, and reads it.
+async fn receive<T>(socket: &UdpSocket, read: impl Fn(&[u8]) -> T) -> io::Result<T> {
+    loop {
+        socket.readable().await?;
+        let received = BUFFER.with_borrow_mut(|buffer| {
+            let length = socket.try_recv(buffer)?;
+            Ok(read(buffer.get(..length).unwrap_or_default()))
+        });
+        match received {
+            Err(error) if io::Error::kind(&error) == io::ErrorKind::WouldBlock => {}
+            other => return other,
+        }
+    }
 }
 
 /// Whether a datagram is a response with this id, whatever else is in it.
@@ -168,7 +223,7 @@ async fn over_connection(
     edns: Edns,
 ) -> Result<Message, ExchangeError> {
     let id = rand::random::<u16>();
-    let query = question.to_wire(id, edns);
+    let query = question.to_wire(id, edns, &LetterCase::PLAIN);
     // In one segment: some servers want length and message together.
     let length = u16::try_from(query.len()).map_err(io::Error::other)?;
     stream.write_all(&[&length.to_be_bytes()[..], &query].concat()).await?;
@@ -180,16 +235,14 @@ async fn over_connection(
     if usable { Ok(message) } else { Err(ExchangeError::NoAnswer) }
 }
 
-/// A socket with a random port of the system's choice, which hears `upstream` alone.
-#[allow(clippy::disallowed_methods, reason = "the one place that sends a datagram to an upstream resolver")]
-async fn udp(upstream: SocketAddr) -> io::Result<UdpSocket> {
-    let any = match upstream {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(upstream).await?;
-    Ok(socket)
+/// A socket with a random port of the system's choice, which hears `upstream` alone. It is connected without being
+/// bound first: the kernel chooses the port in the same way, one call earlier.
+fn udp(upstream: SocketAddr) -> io::Result<UdpSocket> {
+    let family = if upstream.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(family, SockType::Datagram, flags, None)?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(upstream))?;
+    UdpSocket::from_std(socket.into())
 }
 
 #[allow(clippy::disallowed_methods, reason = "the one place that connects to an upstream resolver")]

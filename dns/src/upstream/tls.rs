@@ -1,10 +1,25 @@
 //! How upstreams over TLS prove who they are.
 
+use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::ConfigError;
+
+/// The certificate authorities in a PEM file, and no others. Blocks on the file.
+pub(crate) fn roots_in(file: &Path) -> Result<RootCertStore, ConfigError> {
+    let bad = |why: &dyn fmt::Display| ConfigError::new(format!("{}: {why}", file.display()));
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| bad(&error))? {
+        let certificate = certificate.map_err(|error| bad(&error))?;
+        roots.add(certificate).map_err(|error| bad(&error))?;
+    }
+    if roots.is_empty() { Err(bad(&"there is no certificate in it")) } else { Ok(roots) }
+}
 
 /// The certificate authorities that the system trusts: an internal resolver's is commonly among them.
 pub(crate) fn system_roots() -> Result<RootCertStore, ConfigError> {
