@@ -17,7 +17,9 @@ use outgate_rules::{Reason, Revision};
 
 use crate::audit::AuditCounts;
 use crate::record::dns::LookupLabels;
-use crate::record::{Closed, Decided, EndedBy, Forwarded, ForwardedClosed, Kind, PolicyRead, ReloadResult, Verdict};
+use crate::record::{
+    Closed, Decided, EndedBy, Forwarded, ForwardedClosed, Kind, PolicyRead, ReloadResult, Verdict,
+};
 
 /// Upper bounds in seconds: a dial inside a region takes a millisecond, the default deadline is ten seconds.
 const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -40,7 +42,10 @@ const COUNTERS: &[(&str, &str)] = &[
         "outgate_dns_dropped_total",
         "DNS packets and connections left without an answer and a record, by reason.",
     ),
-    ("outgate_network_untold_total", "Packets and flows that the kernel decided on and no record tells of, at least."),
+    (
+        "outgate_network_untold_total",
+        "Packets and flows that the kernel decided on and no record tells of, at least.",
+    ),
     ("outgate_reloads_total", "Times that the policy was read, by result."),
     ("outgate_audit_records_total", "Audit records written."),
     ("outgate_audit_dropped_total", "Audit records lost."),

@@ -23,6 +23,10 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// Room for a usual record.
 const USUAL_LINE: usize = 512;
 
+/// A record that has to wait for room.
+#[derive(Debug)]
+pub struct Unqueued(Vec<u8>);
+
 /// Takes events and passes each to the three outlets.
 #[derive(Debug)]
 pub struct Recorder {
@@ -54,20 +58,29 @@ impl Recorder {
     pub async fn decided(&self, event: &Decided<'_>) -> Result<(), AuditUnavailable> {
         self.metrics.decided(event);
         self.tally(|tally| tally.decided(event));
-        self.console.denied(|| event.denial());
+        if event.verdict() == Verdict::Deny {
+            self.console.denied(|| event.denial());
+        }
         self.audit.write(line(event)?).await
     }
 
-    /// A flow that was allowed is over. Comes back when its record is queued, which may take as long as an
-    /// outage of the audit file: the flow's sockets are closed before.
-    pub async fn closed(&self, event: &Closed<'_>) {
+    /// A flow that was allowed is over. Gives its record back where there is no room for it now, to be handed over by
+    /// [`Recorder::hand_over`].
+    #[must_use]
+    pub fn closed(&self, event: &Closed<'_>) -> Option<Unqueued> {
         self.metrics.closed(event);
         self.tally(|tally| tally.closed(event));
-        self.console.denied(|| event.denial());
-        // Lines are made of what serializes; see `write_line`.
-        if let Ok(line) = line(event) {
-            self.audit.hand_over(line).await;
+        if event.is_refusal() {
+            self.console.denied(|| event.denial());
         }
+        // Lines are made of what serializes; see `write_line`.
+        let line = line(event).ok()?;
+        if self.audit.hand_over_one_now(&line) { None } else { Some(Unqueued(line)) }
+    }
+
+    /// Comes back when the record is queued, which may take as long as an outage of the audit file.
+    pub async fn hand_over(&self, record: Unqueued) {
+        self.audit.hand_over(record.0).await;
     }
 
     /// The policy was read. Comes back when its record is written.
@@ -126,7 +139,7 @@ impl Recorder {
     }
 }
 
-/// Passes what the DNS server tells to the recorder. A lookup's record is queued before its answer is sent.
+/// Passes what the DNS server tells to the recorder. A lookup's record is written before its answer is sent.
 #[derive(Clone, Debug)]
 pub struct Lookups(pub Arc<Recorder>);
 
@@ -154,12 +167,14 @@ impl Observer for Lookups {
             for (labels, count) in heard.counts.drain(..) {
                 self.0.metrics.looked_up(labels, count);
             }
-            if self.0.audit.hand_over_now(&heard.lines) {
+            let recorder = Arc::clone(&self.0);
+            if let Ok(written) = recorder.audit.write_all_now(&heard.lines) {
                 heard.lines.clear();
-                return None;
+                let wait = |written| Box::pin(async move { recorder.audit.wait_for(written).await }) as Room;
+                return written.map(wait);
             }
-            let (recorder, lines) = (Arc::clone(&self.0), std::mem::take(&mut heard.lines));
-            Some(Box::pin(async move { recorder.audit.hand_over_all(&lines).await }) as Room)
+            let lines = std::mem::take(&mut heard.lines);
+            Some(Box::pin(async move { recorder.audit.write_all(&lines).await }) as Room)
         })
     }
 
@@ -181,7 +196,7 @@ impl Recorder {
             self.metrics.resolved(took);
         }
         if event.verdict() == Verdict::Deny {
-            self.console.denied_one_of_many(|| event.denial());
+            self.console.denied(|| event.denial());
         }
         // A vector takes every line.
         _ = heard.lines.add(|line| heard.pen.write_line(event, line));
@@ -206,7 +221,7 @@ impl Recorder {
         let written = match event {
             Event::Forwarded(event) => {
                 self.metrics.forwarded(event);
-                self.console.denied_one_of_many(|| event.denial());
+                self.console.denied(|| event.denial());
                 lines.add(|line| write_line(event, line))
             }
             Event::Closed(event) => {
@@ -301,7 +316,7 @@ pub(crate) mod tests {
             ended_by: EndedBy::Gate,
             status: None,
         };
-        recorder.closed(&closed).await;
+        assert!(recorder.closed(&closed).is_none());
         recorder.flush_and_close(LONG).await.unwrap();
         let told = heard.text(recorder.console());
         assert_eq!(told, "outgate: denied 10.1.0.4 -> pypi.org:443: the address is loopback\n");
@@ -314,17 +329,17 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_lookup_is_counted_told_and_queued_at_once_and_waits_where_there_is_no_room() {
+    async fn a_lookup_is_counted_and_told_at_once_and_written_before_its_wait_is_over() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("audit.jsonl");
         let heard = Heard::default();
         let lookups = Lookups(Arc::new(recorder(&path, &heard, LONG)));
         let events = vec![answered(Reason::NoRule), answered(Reason::Rule)];
         events.iter().for_each(|event| lookups.answered(event));
-        assert!(lookups.hand_over().is_none());
-        lookups.dropped(Reason::LookupRate);
-        lookups.0.flush_and_close(LONG).await.unwrap();
+        lookups.hand_over().unwrap().await;
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
+        assert!(lookups.hand_over().is_none(), "there is nothing to wait for");
+        lookups.dropped(Reason::LookupRate);
         let told = heard.text(lookups.0.console());
         assert_eq!(told, "outgate: denied 10.1.0.4 -> pypi.org A: no rule allows it\n");
         let metrics = lookups.0.exposition();
@@ -346,12 +361,14 @@ pub(crate) mod tests {
             events.iter().for_each(|event| lookups.answered(event));
             lookups.hand_over()
         };
-        // The queue holds 4 MiB; then there is a wait, which ends when the file is closed.
-        let room = std::iter::repeat_with(|| told()).take(1000).find_map(|room| room).unwrap();
-        let waiting = tokio::spawn(room);
-        assert!(!waiting.is_finished());
+        // The queue holds 4 MiB: the last of these find no room. All waits end when the file is closed.
+        let waits: Vec<_> = (0..1000).map(|_| tokio::spawn(told().unwrap())).collect();
+        tokio::time::sleep(SHORT * 2).await;
+        assert!(waits.iter().all(|wait| !wait.is_finished()));
         _ = lookups.0.flush_and_close(SHORT).await;
-        waiting.await.unwrap();
+        for wait in waits {
+            wait.await.unwrap();
+        }
     }
 
     #[tokio::test]

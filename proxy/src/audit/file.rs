@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -19,6 +20,10 @@ use super::{AuditTarget, OpenError};
 const MODE: u32 = 0o640;
 /// How long a pipe that was set non-blocking by somebody else may be full before that counts as a failure.
 const POLL_MS: u16 = 1000;
+/// A write that takes longer than this has made a session's thread wait: some 1,000 times what memory takes.
+const SLOW: Duration = Duration::from_millis(5);
+/// How long sessions then leave writing to a thread of its own.
+const SLOW_FOR: Duration = Duration::from_secs(1);
 
 /// The open file.
 #[derive(Debug)]
@@ -32,6 +37,8 @@ pub(super) struct Output {
     full_at: Option<u64>,
     /// The last full file on its way to the disk.
     syncing: Option<JoinHandle<io::Result<()>>>,
+    /// When it last made a session's thread wait.
+    slow_at: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -76,6 +83,22 @@ impl Output {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// As [`Output::write`], once; notes whether that took long.
+    pub(super) fn write_promptly(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let begun = Instant::now();
+        let count = self.file.write(bytes)?;
+        self.size += count as u64;
+        let ended = Instant::now();
+        self.slow_at = (ended.saturating_duration_since(begun) > SLOW).then_some(ended);
+        Ok(count)
+    }
+
+    /// Whether a write is over at once, as far as can be known: a regular file goes to memory first. A pipe waits for
+    /// its reader.
+    pub(super) fn is_prompt(&self) -> bool {
+        self.full_at.is_some() && self.slow_at.is_none_or(|at| at.elapsed() > SLOW_FOR)
     }
 
     /// How many bytes the file has room for before it is full.
@@ -154,7 +177,7 @@ fn wait(syncing: JoinHandle<io::Result<()>>) -> io::Result<()> {
 
 fn open_stdout() -> io::Result<Output> {
     let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    Ok(Output { file, target: None, size: 0, full_at: None, syncing: None })
+    Ok(Output { file, target: None, size: 0, full_at: None, syncing: None, slow_at: None })
 }
 
 fn open_path(target: Target) -> Result<Output, OpenError> {
@@ -208,6 +231,7 @@ fn open_regular(path: &Path, target: &Target) -> Result<Output, OpenError> {
         size: found.len(),
         full_at: Some(target.rotate),
         syncing: None,
+        slow_at: None,
     };
     output.end_torn_line().map_err(failed)?;
     Ok(output)
@@ -241,7 +265,7 @@ fn open_stream(target: Target) -> Result<Output, OpenError> {
     };
     fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))
         .map_err(|error| OpenError::io(&target.path, error.into()))?;
-    Ok(Output { file, target: Some(target), size: 0, full_at: None, syncing: None })
+    Ok(Output { file, target: Some(target), size: 0, full_at: None, syncing: None, slow_at: None })
 }
 
 /// Makes `path.1` free: every number becomes the next, and what is beyond the last one kept goes.

@@ -1,4 +1,4 @@
-//! The thread that writes.
+//! The thread that writes what sessions do not write themselves, and rotates, reopens and waits.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
-    output: Output,
     shared: Arc<Shared>,
     console: Console,
 }
@@ -26,35 +25,34 @@ pub(super) struct Writer {
 struct GaveUp;
 
 impl Writer {
-    pub(super) fn new(output: Output, shared: Arc<Shared>, console: Console) -> Self {
-        Self { output, shared, console }
+    pub(super) fn new(shared: Arc<Shared>, console: Console) -> Self {
+        Self { shared, console }
     }
 
     /// Writes until the queue is closed and empty, or cannot be emptied in time.
-    pub(super) fn run(mut self) {
-        let mut spare = Batch::default();
+    pub(super) fn run(self) {
         loop {
-            match self.shared.next_task(spare) {
-                Task::Write(batch) => match self.write(batch) {
-                    Ok(written) => spare = written.cleared(),
+            let (mut output, task) = self.shared.next_task();
+            match task {
+                Task::Write(batch) => match self.write(&mut output, batch) {
+                    Ok(written) => self.shared.put_back(output, written.cleared()),
                     Err(GaveUp) => return self.shared.give_up(),
                 },
                 Task::Reopen => {
-                    self.reopen(&mut Batch::default());
-                    spare = Batch::default();
+                    self.reopen(&mut output, &mut Batch::default());
+                    self.shared.put_back(output, Batch::default());
                 }
-                Task::Finish => break,
+                Task::Finish => return self.finish(output),
             }
         }
-        self.finish();
     }
 
     /// Writes a batch to its end, however often that takes.
-    fn write(&mut self, mut batch: Batch) -> Result<Batch, GaveUp> {
+    fn write(&self, output: &mut Output, mut batch: Batch) -> Result<Batch, GaveUp> {
         self.tell_of_dropped(&mut batch);
         let mut pause = FIRST_PAUSE;
         while !batch.is_written() {
-            match self.write_some(&mut batch) {
+            match self.write_some(output, &mut batch) {
                 Ok(()) => {
                     self.succeeded();
                     pause = FIRST_PAUSE;
@@ -63,7 +61,7 @@ impl Writer {
                     self.failed(&error);
                     match self.shared.pause(pause) {
                         Pause::Over => pause = LONGEST_PAUSE.min(pause * 2),
-                        Pause::Reopen => self.reopen(&mut batch),
+                        Pause::Reopen => self.reopen(output, &mut batch),
                         Pause::GiveUp => return Err(GaveUp),
                     }
                 }
@@ -73,39 +71,39 @@ impl Writer {
     }
 
     /// Writes as many records as the file has room for with one call, and rotates the file where it has none.
-    fn write_some(&mut self, batch: &mut Batch) -> std::io::Result<()> {
+    fn write_some(&self, output: &mut Output, batch: &mut Batch) -> std::io::Result<()> {
         let fitting = |output: &Output, batch: &Batch| batch.lines_within(output.room()).len();
-        let mut length = fitting(&self.output, batch);
-        if length == 0 && !batch.is_mid_line() && !self.output.is_empty() {
-            self.rotate();
-            length = fitting(&self.output, batch);
+        let mut length = fitting(output, batch);
+        if length == 0 && !batch.is_mid_line() && !output.is_empty() {
+            self.rotate(output);
+            length = fitting(output, batch);
         }
         // A record that is begun is ended in the same file, and one that fits into no file has one to itself.
-        let bytes = if length == 0 { batch.next_line() } else { batch.lines_within(self.output.room()) };
-        let count = self.output.write(bytes)?;
+        let bytes = if length == 0 { batch.next_line() } else { batch.lines_within(output.room()) };
+        let count = output.write(bytes)?;
         self.shared.writes.fetch_add(1, Ordering::Relaxed);
         self.shared.acknowledge(batch.advance(count));
         Ok(())
     }
 
-    fn rotate(&mut self) {
-        match self.output.rotate() {
+    fn rotate(&self, output: &mut Output) {
+        match output.rotate() {
             Ok(()) => _ = self.shared.rotations.fetch_add(1, Ordering::Relaxed),
             Err(error) => {
                 self.console.notice(format!("the audit file grows on, for it cannot be rotated: {error}"));
-                self.output.postpone_rotation();
+                output.postpone_rotation();
             }
         }
     }
 
     /// Opens the path again. A record that is partly written is ended in the old file if that can be, or else
     /// begun anew in the new one.
-    fn reopen(&mut self, batch: &mut Batch) {
-        match self.output.reopen() {
+    fn reopen(&self, output: &mut Output, batch: &mut Batch) {
+        match output.reopen() {
             Ok(Reopened::Same) => {}
             Ok(Reopened::Other(next)) => {
-                self.end_line(batch);
-                let old = std::mem::replace(&mut self.output, next);
+                self.end_line(output, batch);
+                let old = std::mem::replace(output, next);
                 // The old file is somebody else's now; it reaches the disk when the system sees fit.
                 drop(old);
             }
@@ -113,9 +111,9 @@ impl Writer {
         }
     }
 
-    fn end_line(&mut self, batch: &mut Batch) {
+    fn end_line(&self, output: &mut Output, batch: &mut Batch) {
         while batch.is_mid_line() {
-            match self.output.write(batch.rest_of_line()) {
+            match output.write(batch.rest_of_line()) {
                 Ok(count) => self.shared.acknowledge(batch.advance(count)),
                 Err(_) => batch.rewind(),
             }
@@ -145,8 +143,8 @@ impl Writer {
         }
     }
 
-    fn finish(self) {
-        if let Err(error) = self.output.sync() {
+    fn finish(&self, output: Output) {
+        if let Err(error) = output.sync() {
             self.console.notice(format!("the audit file could not be brought to the disk: {error}"));
         }
     }
