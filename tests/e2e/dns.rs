@@ -1,10 +1,20 @@
 //! DNS: what a client learns of names, what an upstream learns of clients, and what is put on record.
 
 mod answers;
+mod authorities;
+mod cache;
+mod chromium;
 mod denied;
+mod failing;
+mod ipv6;
 mod limits;
 mod malformed;
+mod packets;
+mod pinned;
+mod private_link;
 mod programs;
+mod services;
+mod upstream_tls;
 mod upstreams;
 
 use outgate_tests::lookup::A;

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod addresses;
+mod appliance;
 mod audit;
 mod bad_input;
 mod cli;
@@ -19,6 +20,7 @@ mod limits;
 mod names;
 mod policy_files;
 mod reload;
+mod sandbox;
 mod transparent;
 
 use outgate_tests::Response;

@@ -103,8 +103,12 @@ pub fn addresses_of(addresses: &[&str]) -> Answer {
     Answer::Addresses(addresses.iter().map(|address| address.parse().unwrap()).collect())
 }
 
-/// One port number, free for both protocols.
-pub(crate) fn bind_both() -> (UdpSocket, TcpListener) {
+/// One port number of loopback, free for both protocols.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn bind_both() -> (UdpSocket, TcpListener) {
     for _ in 0..64 {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()) {

@@ -13,11 +13,13 @@
 
 use std::time::{Duration, Instant};
 
+pub mod alone;
 pub mod authority;
 pub mod client;
 pub mod dns;
 pub mod gate;
 pub mod hello;
+pub mod lab;
 pub mod lookup;
 pub mod origin;
 pub mod policy;

@@ -4,7 +4,9 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
 
@@ -38,11 +40,7 @@ impl Authority {
     /// What a server needs to be `name`.
     #[must_use]
     pub fn server(&self, name: &str) -> Arc<ServerConfig> {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-        params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let (certificate, key) = self.vouch(name);
         let config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -52,6 +50,21 @@ impl Authority {
                 PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
             );
         Arc::new(config.unwrap())
+    }
+
+    /// The same for servers that read PEM: a certificate for `name`, and its key.
+    #[must_use]
+    pub fn server_pem(&self, name: &str) -> (String, String) {
+        let (certificate, key) = self.vouch(name);
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn vouch(&self, name: &str) -> (Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
     /// A TLS client's side over `wire`, to a server that must be `name`.

@@ -1,8 +1,8 @@
 //! Options of the appliance: several gates behind one address, the clients' own addresses, the other redirection.
 
-use outgate_tests::Gate;
 use outgate_tests::gate::run_in;
 use outgate_tests::lab::{Datagram, Lab, Place, site};
+use outgate_tests::{Gate, wait_until};
 
 use super::{POLICY, with_tags};
 
@@ -35,22 +35,116 @@ fn two_gates_share_the_spokes_flows_by_the_same_policy() {
     lab.capture().assert_only(&[(azure.v4, 80), (azure.v6, 80), (compute.v4, 5831)]);
 }
 
-#[test]
-fn an_exact_name_is_known_to_the_gate_that_was_not_asked_for_it() {
-    let Some(lab) = Lab::start() else { return };
-    let _gates = [gate_at(&lab, Place::Hub), gate_at(&lab, Place::SecondHub)];
-    let (database, clock, machine) =
-        (site("db.partner.example"), site("time.cloudflare.com"), lab.training());
-    for name in [database.name, clock.name] {
-        machine.dig(&[name]).assert_done();
-    }
+/// What one of them alone cannot know: that a client asked the other.
+const NAMES: &str = r#"
+sources:
+  training: [10.1.0.0/24, "fd00:1::/64"]
+outbound_rules:
+  - {name: database, type: fqdn, destination: db.partner.example, protocol: TCP, ports: [5432], sources: [training]}
+  - {name: time, type: fqdn, destination: time.cloudflare.com, protocol: UDP, ports: [123], sources: [training]}
+  - {name: echo, type: fqdn, destination: other.example, protocol: UDP, ports: [5831]}
+"#;
+
+/// An NTP client's question (RFC 5905, version 4).
+const CLOCK_REQUEST: [u8; 48] = {
+    let mut request = [0; 48];
+    request[0] = 0x23;
+    request
+};
+
+/// Two gates with these rules, each with half of the spokes' flows.
+fn two_gates(lab: &Lab, policy: &str) -> [Gate; 2] {
+    let gates = [Place::Hub, Place::SecondHub]
+        .map(|place| lab.appliance_at(place, policy).set("appliance.gates", "several").start());
     lab.balance();
-    for round in 0..8 {
-        let heard = machine.connect(database.v4, 5432).echoes("select 1");
+    gates
+}
+
+/// Asserts that both gates recorded such flows, and by which rule.
+fn both_recorded(gates: &[Gate], kind: &str, verdict: &str, rule: Option<&str>) {
+    for gate in gates {
+        let record = gate.record("flows at both gates", |r| {
+            r["kind"] == kind
+                && r["event"] == "decision"
+                && r["verdict"] == verdict
+                && r["rule"]["name"].as_str() == rule
+        });
+        assert_eq!(record["mode"], "enforce");
+    }
+}
+
+#[test]
+fn exact_names_are_known_to_gates_that_nobody_asked_for_them() {
+    let Some(lab) = Lab::start() else { return };
+    let gates = two_gates(&lab, NAMES);
+    let (database, clock) = (site("db.partner.example"), site("time.cloudflare.com"));
+    // No lookup of any client came to either of them.
+    for round in 0..16 {
+        let heard = lab.training().connect(database.v4, 5432).echoes("select 1");
         assert!(heard, "round {round}: the database");
-        let came = machine.asks_the_time(clock.v4);
+        let came = lab.training().asks_the_time(clock.v4);
         assert!(matches!(came, Datagram::Answer(_)), "round {round}: the time: {came:?}");
     }
+    both_recorded(&gates, "tcp", "allow", Some("database"));
+    both_recorded(&gates, "network", "allow", Some("time"));
+    lab.capture().assert_only(&[(database.v4, 5432), (clock.v4, 123)]);
+}
+
+#[test]
+fn exact_names_open_their_rules_ports_to_their_rules_sources_alone() {
+    let Some(lab) = Lab::start() else { return };
+    let gates = two_gates(&lab, NAMES);
+    let [database, clock, echo] = ["db.partner.example", "time.cloudflare.com", "other.example"].map(site);
+    for _ in 0..8 {
+        assert!(lab.scoring().asks_the_time(clock.v4).is_prohibited());
+        assert!(lab.scoring().connect(database.v4, 5432).end().bytes.is_empty());
+        assert!(lab.training().datagram(clock.v4, 5831, b"a").is_prohibited());
+        assert!(lab.training().connect(database.v4, 22).end().bytes.is_empty());
+        for machine in [lab.training(), lab.scoring()] {
+            assert_eq!(machine.datagram(echo.v4, 5831, b"a"), Datagram::Answer(b"a".to_vec()));
+        }
+    }
+    for kind in ["tcp", "network"] {
+        both_recorded(&gates, kind, "deny", None);
+    }
+    lab.capture().assert_only(&[(echo.v4, 5831)]);
+}
+
+#[test]
+fn a_name_whose_rule_goes_away_is_closed_at_both_gates_and_one_that_comes_is_open() {
+    let Some(lab) = Lab::start() else { return };
+    let gates = two_gates(&lab, NAMES);
+    let [database, clock, echo] = ["db.partner.example", "time.cloudflare.com", "other.example"].map(site);
+    let machine = lab.training();
+    let mut streams: Vec<_> = (0..8).map(|_| machine.connect(database.v4, 5432)).collect();
+    assert!(streams.iter_mut().all(|stream| stream.echoes("before")));
+    let from = |port| machine.datagram_from(port, clock.v4, 123, &CLOCK_REQUEST);
+    let ports = 40_001..40_009;
+    for port in ports.clone() {
+        assert!(matches!(from(port), Datagram::Answer(_)));
+    }
+
+    let gone = "name: database,";
+    let others = "destination: time.cloudflare.com";
+    assert!(NAMES.contains(gone) && NAMES.contains(others));
+    let policy: String =
+        NAMES.lines().filter(|line| !line.contains(gone)).map(|line| format!("{line}\n")).collect();
+    let policy = policy.replace(others, "destination: evil.example");
+    for gate in &gates {
+        gate.reload_with(&policy);
+    }
+    lab.capture().forget();
+    assert!(streams.iter().all(|stream| stream.end().ended.is_some()));
+    for port in ports {
+        assert!(from(port).is_prohibited(), "a flow that was open");
+        assert!(machine.asks_the_time(clock.v4).is_prohibited(), "a new one");
+        assert!(machine.connect(database.v4, 5432).end().bytes.is_empty());
+        // The name that came is asked for at once, and nobody has to wait for a minute.
+        let evil = site("evil.example");
+        wait_until("the new name", || matches!(machine.asks_the_time(evil.v4), Datagram::Answer(_)));
+        assert_eq!(machine.datagram(echo.v4, 5831, b"a"), Datagram::Answer(b"a".to_vec()));
+    }
+    lab.capture().assert_only(&[(site("evil.example").v4, 123), (echo.v4, 5831)]);
 }
 
 #[test]
@@ -59,8 +153,19 @@ fn several_gates_refuse_a_wildcard_that_only_one_of_them_could_know() {
     let policy =
         "outbound_rules:\n  - {name: any, type: fqdn, destination: \"*.partner.example\", ports: [5432]}\n";
     let setup = lab.appliance(policy).set("appliance.gates", "several");
+    let configuration = "appliance: {clients: [10.1.0.0/16], gates: several}\npolicy: [policy.yaml]\n";
+    for (gates, valid) in [("several", false), ("one", true)] {
+        let text = configuration.replace("several", gates);
+        std::fs::write(setup.folder().join("check.yaml"), text).unwrap();
+        let checked = run_in(setup.folder(), ["check", "--config", "check.yaml"]);
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert_eq!(checked.status.success(), valid, "{gates}: {said}");
+        assert!(valid || said.contains("rule \"any\"") && said.contains("there are several"), "{said}");
+    }
     let (status, said) = setup.start_in_vain();
     assert!(!status.success() && said.contains("several"), "{said}");
+    let gate = lab.appliance(NAMES).set("appliance.gates", "several").start();
+    assert_eq!(gate.reload_with(policy)["result"], "rejected");
 }
 
 #[test]
