@@ -80,8 +80,12 @@ impl Tally {
         let mut text = String::new();
         for (target, wanted) in wanted.iter().filter(|(_, wanted)| wanted.is_denied()) {
             // Writing to a string does not fail.
-            let _ =
-                writeln!(text, "  {}\n    {}", shown(target, wanted), rule(target, &wanted.only_denied()));
+            let _ = writeln!(
+                text,
+                "  {}\n    {}",
+                shown(target, wanted),
+                allowing(target, &wanted.only_denied())
+            );
         }
         (!text.is_empty()).then_some(text)
     }
@@ -143,7 +147,17 @@ fn shown(target: &Target, wanted: &Wanted) -> String {
     }
 }
 
-/// The rule for it, on one line.
+/// The rule that would have allowed what was denied. A name whose lookup was denied was looked up to be reached.
+fn allowing(target: &Target, denied: &Wanted) -> String {
+    match target {
+        Target::Name(name, _) if denied.ports.is_empty() => {
+            format!("- {{name: {}, type: fqdn, destination: {name}}}", label(name))
+        }
+        Target::Name(..) | Target::Address(..) => rule(target, denied),
+    }
+}
+
+/// The rule for it, on one line. A name that was looked up and never reached only has to resolve.
 fn rule(target: &Target, wanted: &Wanted) -> String {
     let private = if wanted.private { ", resolves_to: private" } else { "" };
     match target {
@@ -207,7 +221,7 @@ mod tests {
             r#"  evil.example port 443, 8443
     - {name: evil-example, type: fqdn, destination: evil.example, ports: [443, 8443]}
   only.example (looked up)
-    - {name: only-example, type: resolve, destination: only.example}
+    - {name: only-example, type: fqdn, destination: only.example}
   9.9.9.9 port 22
     - {name: 9-9-9-9, type: address, destination: {addresses: ["9.9.9.9"], protocol: TCP, port_ranges: "22"}}
 "#
