@@ -15,7 +15,7 @@ use outgate_rules::{DomainName, NetworkPlan, NetworkVerdict, Port, Protocol, Rul
 
 use crate::config::{self, Config};
 use crate::console::Console;
-use crate::kernel::plan::{Ports, TABLE, TOLD, closed, hub, local};
+use crate::kernel::plan::{Group, Ports, TABLE, TOLD, WAYS, closed, hub_of_several, local};
 use crate::kernel::routes::{Routes, Setting, unfit_settings};
 use crate::kernel::table::Mark;
 use crate::kernel::text::text;
@@ -24,6 +24,10 @@ use crate::kernel::{self, Kept, conntrack, plan};
 use crate::listener::Way;
 use crate::network::mark;
 use crate::record::IpProtocol;
+
+mod names;
+
+pub use names::Names;
 
 /// The routing rule's place, before the main table's at 32766 and behind what an administrator may have put first.
 const PRIORITY: u32 = 0x6f6;
@@ -36,6 +40,8 @@ pub struct Appliance {
     config: config::Appliance,
     kernel: plan::Appliance,
     routes: Routes,
+    /// The names that each of several gates resolves by itself; none where there is one gate.
+    names: Option<Arc<Names>>,
 }
 
 /// What a reload cut in the kernel.
@@ -62,7 +68,9 @@ impl Appliance {
             own_uid: None,
         };
         let routes = Routes { mark: Mark::whole(config.mark), table: config.route_table, priority: PRIORITY };
-        Self { config: config.clone(), kernel, routes }
+        let several = config.gates == config::Gates::Several;
+        let names = several.then(|| Arc::new(Names::new(config.clients.clone())));
+        Self { config: config.clone(), kernel, routes, names }
     }
 
     /// The gateway that a configuration describes, if it describes one.
@@ -77,7 +85,14 @@ impl Appliance {
         let mut appliance = Self::new(config, ports);
         appliance.kernel.own_uid = Some(own_uid);
         appliance.kernel.redirection = plan::Redirection::Redirect;
+        appliance.names = None;
         appliance
+    }
+
+    /// The names that this gate resolves by itself, where it is one of several.
+    #[must_use]
+    pub fn names(&self) -> Option<Arc<Names>> {
+        self.names.clone()
     }
 
     /// What these rules ask that this gateway cannot keep, each with its rule.
@@ -109,7 +124,15 @@ impl Appliance {
             return kernel::apply(&local(&self.kernel), &Kept::none());
         }
         self.routes.up()?;
-        kernel::apply(&hub(&rules.network_plan(Timestamp::now()), &self.kernel), &Kept::sets(TOLD))
+        let groups = self.groups(rules);
+        let kept = Kept::sets(TOLD.into_iter().chain(groups.iter().flat_map(Group::sets)));
+        let plan = rules.network_plan(Timestamp::now());
+        kernel::apply(&hub_of_several(&plan, &groups, &self.kernel), &kept)?;
+        if let Some(names) = &self.names {
+            // The rules are in force all the same. What stays closed is tried again, and told of, by `cut`.
+            let _ = names.open(rules);
+        }
+        Ok(())
     }
 
     /// Lets nothing pass. What clients were told is kept for when the gate is back.
@@ -117,7 +140,8 @@ impl Appliance {
     /// # Errors
     /// The kernel refuses.
     pub fn close(&self) -> Result<(), kernel::Error> {
-        kernel::apply(&closed(&self.kernel), &Kept::sets(TOLD))
+        let ways = format!("{WAYS}*");
+        kernel::apply(&closed(&self.kernel), &Kept::sets(TOLD.into_iter().chain([ways.as_str()])))
     }
 
     /// Takes away everything that is the gate's in the kernel. False if there was nothing.
@@ -135,7 +159,8 @@ impl Appliance {
         if self.kernel.own_uid.is_some() {
             return text(&local(&self.kernel));
         }
-        let table = hub(&rules.network_plan(Timestamp::now()), &self.kernel);
+        let plan = rules.network_plan(Timestamp::now());
+        let table = hub_of_several(&plan, &self.groups(rules), &self.kernel);
         format!("{}\n# Routes:\n{}", text(&table), self.routes.text())
     }
 
@@ -146,19 +171,24 @@ impl Appliance {
     /// The kernel does not tell, or refuses.
     pub fn cut(&self, rules: &Arc<RuleSet>, ledger: &Ledger) -> Result<Cut, kernel::Error> {
         let now = Timestamp::now();
-        let mut sets = ToldSets::open(TABLE, TOLD)?;
+        let mut sets = <ToldSets>::open(TABLE, TOLD)?;
         let revoked: Vec<Flow> = sets
             .dump()?
             .into_iter()
-            .filter(|standing| !standing.name.as_ref().is_some_and(|name| opens(rules, &standing.flow, name, now)))
+            .filter(|standing| {
+                !standing.name.as_ref().is_some_and(|name| opens(rules, &standing.flow, name, now))
+            })
             .map(|standing| standing.flow)
             .collect();
         sets.delete(&revoked)?;
+        let of_groups = self.names.as_ref().map_or(Ok(0), |names| names.close(rules))?;
         let plan = rules.network_plan(now);
         let forwarded = conntrack::Filter { mark: Some(mark::FORWARDED), ..conntrack::Filter::default() };
         let mut flows = conntrack::dump(&forwarded)?;
         flows.retain(|flow| !may_go_on(flow, &plan, rules, ledger, now));
-        Ok(Cut { flows: conntrack::delete(&flows)?, told: revoked.len() })
+        let cut = Cut { flows: conntrack::delete(&flows)?, told: revoked.len() + of_groups };
+        self.names.as_ref().map_or(Ok(()), |names| names.open(rules))?;
+        Ok(cut)
     }
 
     /// Forgets the flows of clients that began without the gate, so that their next packets are judged as new ones.
@@ -177,8 +207,11 @@ impl Appliance {
     ///
     /// # Errors
     /// The kernel does not tell.
-    pub fn remember(&self, ledger: &Ledger) -> Result<usize, kernel::Error> {
-        let standing = ToldSets::open(TABLE, TOLD)?.dump()?;
+    pub fn remember(&self, rules: &Arc<RuleSet>, ledger: &Ledger) -> Result<usize, kernel::Error> {
+        if let Some(names) = &self.names {
+            names.remember(rules, ledger)?;
+        }
+        let standing = <ToldSets>::open(TABLE, TOLD)?.dump()?;
         for told in &standing {
             if let Some(name) = &told.name {
                 let ttl = told.left.saturating_sub(LINGER);
@@ -186,6 +219,10 @@ impl Appliance {
             }
         }
         Ok(standing.len())
+    }
+
+    fn groups(&self, rules: &Arc<RuleSet>) -> Vec<Group> {
+        self.names.as_ref().map_or_else(Vec::new, |names| names.groups(rules))
     }
 }
 
@@ -205,7 +242,8 @@ pub fn unkept(config: &config::Appliance, rules: &Arc<RuleSet>) -> Vec<String> {
         let rule = rules.rule_numbered(id.number())?;
         Some(format!("rule \"{}\", {}: {why}", rule.name, rule.place))
     });
-    told.collect()
+    let too_many = (config.gates == config::Gates::Several).then(|| names::too_many(rules, &config.clients));
+    told.chain(too_many.flatten()).collect()
 }
 
 /// The settings of this host without which a gateway forwards nothing, and those that weaken it; the former first.

@@ -19,7 +19,7 @@ pub mod told;
 mod apply;
 mod encode;
 #[cfg(test)]
-mod namespace;
+pub(crate) mod namespace;
 #[cfg(test)]
 mod tests;
 

@@ -228,6 +228,12 @@ impl Reloader {
         self.gate.recorder.console().notice(format!("a rule has expired{}", told_revoked(revoked)));
     }
 
+    /// Told from now on whenever other rules are in force.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// Waits for expiries, one after the other.
     pub async fn watch_expiries(&self) {
         let mut changed = self.changed.subscribe();

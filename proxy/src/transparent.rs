@@ -4,7 +4,6 @@
 //! Where there is nothing to read, it is the address that was dialled, or a name for which this very client was told
 //! that address. [`outgate_rules::RuleSet::decide_intercepted`] says which of them decides.
 
-use std::future::ready;
 use std::sync::Arc;
 use std::time::Instant as Time;
 
@@ -22,17 +21,16 @@ use crate::http::{self, After};
 use crate::path::{self, Connection, Dialled, Vetted, Wanted};
 use crate::record::{self, Asked, Kind};
 use crate::reject::reject;
-use crate::relay::relay;
 use crate::session::Session;
-use crate::tunnel::{ACCESS_DENIED, FirstBytes, TLS_HANDSHAKE, tunnel};
+use crate::tunnel::{ACCESS_DENIED, FirstBytes, TLS_HANDSHAKE, Tunnel};
 
 /// Serves a flow that begins with a TLS hello. `port` is the one that it is for where the client dialled the gate.
-pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port) {
+pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port) -> Option<Tunnel> {
     let (stream, mut ahead) = client.into_parts();
     let hello = read_hello(&stream, &mut ahead, deadline(gate, session)).await;
     if ahead.is_empty() && session.original.is_none() {
         // A probe: it went nowhere and wanted nothing.
-        return;
+        return None;
     }
     let wanted = intercepted(session, port, seen(&hello));
     let hello = hello.ok().flatten();
@@ -43,58 +41,64 @@ pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port
         vetted.dial(&Connection::default()).await
     };
     match dialled.await {
-        Ok(dialled) => pass(gate, &stream, ahead, dialled).await,
-        Err(_) => turn_away(stream, &ahead).await,
+        Ok(dialled) => Some(pass(stream, ahead, dialled)),
+        Err(_) => {
+            turn_away(stream, &ahead).await;
+            None
+        }
     }
 }
 
 /// Serves a flow to port 80: requests, each decided on its own; or TLS, as some clients speak it there.
-pub async fn http(gate: &Arc<Gate>, session: &Session, mut client: Client) {
+pub async fn http(gate: &Arc<Gate>, session: &Session, mut client: Client) -> Option<Tunnel> {
     let deadline = deadline(gate, session);
     match client.first_byte(deadline).await {
         Ok(TLS_HANDSHAKE) => return tls(gate, session, client, Port::HTTP).await,
         Ok(_) => {}
-        Err(_) if session.original.is_none() => return,
+        Err(_) if session.original.is_none() => return None,
         Err(bad) => return not_http(gate, session, client, Reason::from(bad).into()).await,
     }
     let first = match client.head(deadline).await {
         Ok(first) => first,
-        Err(NoHead::Closed) => return,
+        Err(NoHead::Closed) => return None,
         Err(NoHead::Bad(bad)) => return not_http(gate, session, client, bad).await,
     };
     let original = session.original.map(|original| original.ip());
-    match http::serve_intercepted(gate, session, client, first, original).await {
+    match Box::pin(http::serve_intercepted(gate, session, client, first, original)).await {
         After::Closed => {}
+        After::Tunnel(tunnel) => return Some(*tunnel),
         After::Bad(client, bad) => reject(gate, session, client, bad).await,
         After::Connect(client, head) => {
             reject(gate, session, client, head::bad(Reason::TargetForm, &head.raw)).await;
         }
     }
+    None
 }
 
 /// Serves a flow to any other port, whose first bytes may come from either side.
-pub async fn tcp(gate: &Arc<Gate>, session: &Session, client: Client) {
+pub async fn tcp(gate: &Arc<Gate>, session: &Session, client: Client) -> Option<Tunnel> {
     let Some(original) = session.original else {
-        return reject(gate, session, client, Reason::NotRedirected.into()).await;
+        reject(gate, session, client, Reason::NotRedirected.into()).await;
+        return None;
     };
     let told = gate.ledger.names(session.client.ip(), original.ip(), Time::now());
-    let Some(port) = Port::new(original.port()) else { return };
+    let port = Port::new(original.port())?;
     let wanted = intercepted(session, port, Seen::Told(told));
     let flow = flow(session, Kind::Tcp, &wanted, None);
     let dialled = async {
         let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
         vetted.dial(&Connection::default()).await
     };
-    if let Ok(dialled) = dialled.await {
-        let wanted = FirstBytes::wanted(&dialled.permit);
-        tunnel(gate, client, dialled, wanted).await;
-    }
+    let dialled = dialled.await.ok()?;
+    let wanted = FirstBytes::wanted(&dialled.permit);
+    Tunnel::open(gate, client, dialled, wanted).await
 }
 
 /// What was sent to port 80 is no request. It may still go where a rule opens the address to anything.
-async fn not_http(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) {
+async fn not_http(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) -> Option<Tunnel> {
     if session.original.is_none() {
-        return reject(gate, session, client, bad).await;
+        reject(gate, session, client, bad).await;
+        return None;
     }
     let wanted = intercepted(session, Port::HTTP, Seen::Nothing(bad.reason));
     let flow = flow(session, Kind::Http, &wanted, None);
@@ -106,17 +110,19 @@ async fn not_http(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadH
     match dialled.await {
         Ok(dialled) => {
             let (stream, ahead) = client.into_parts();
-            pass(gate, &stream, ahead, dialled).await;
+            Some(pass(stream, ahead, dialled))
         }
-        Err(denial) => client.close_with(&Answer::new(denial, &asked).to_bytes()).await,
+        Err(denial) => {
+            client.close_with(&Answer::new(denial, &asked).to_bytes()).await;
+            None
+        }
     }
 }
 
-/// Relays a flow whose first bytes have been judged.
-async fn pass(gate: &Gate, stream: &TcpStream, ahead: BytesMut, dialled: Dialled) {
+/// A flow whose first bytes have been judged.
+fn pass(client: TcpStream, ahead: BytesMut, dialled: Dialled) -> Tunnel {
     let Dialled { origin, flow, trail, .. } = dialled;
-    let outcome = relay(stream, &origin, ready(Ok(ahead)), &flow, gate.limits.idle).await;
-    trail.close(outcome).await;
+    Tunnel::judged(client, origin, flow, trail, ahead)
 }
 
 /// A rule that says `tls_only` wants a hello, whatever else opens the address.

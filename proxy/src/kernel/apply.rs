@@ -143,7 +143,8 @@ fn rules(table: &Table, chain: &Chain, ids: &mut SetIds) -> Vec<Object> {
 }
 
 fn told_sets(table: &Table) -> impl Iterator<Item = &str> {
-    let told = table.sets.iter().filter(|set| matches!(set.contents, Contents::Told(..) | Contents::Ways(..)));
+    let told =
+        table.sets.iter().filter(|set| matches!(set.contents, Contents::Told(..) | Contents::Ways(..)));
     told.map(|set| set.name.as_str())
 }
 

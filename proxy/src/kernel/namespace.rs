@@ -9,7 +9,7 @@ const INSIDE: &str = "OUTGATE_TEST_NAMESPACE";
 
 /// Runs `test` in a namespace of its own whose loopback interface is up. The closure stands in the test's function
 /// and is all that it does: its type's name tells which test to run again.
-pub(super) fn inside<F: FnOnce()>(test: F) {
+pub(crate) fn inside<F: FnOnce()>(test: F) {
     inside_of(
         &["unshare", "--user", "--map-root-user", "--net"],
         || {

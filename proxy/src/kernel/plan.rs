@@ -45,6 +45,8 @@ use crate::network::{Prefix, Told, mark};
 pub const TABLE: &str = "outgate";
 /// The sets of flows that pass by a name, for IPv4 and for IPv6.
 pub const TOLD: [&str; 2] = ["told4", "told6"];
+/// How the names of the sets begin that are filled with what names open to groups of clients.
+pub const WAYS: &str = "ways-";
 
 /// Flows that may pass by names at a time. One takes about 200 bytes of the kernel's memory.
 const TOLD_LIMITS: ToldLimits = ToldLimits { size: 262_144, clear_every: Duration::from_secs(60) };
@@ -101,12 +103,37 @@ pub enum Redirection {
     Redirect,
 }
 
+/// Clients whom the rules treat alike, and the two sets of the ways that names open to all of them. A set's name says
+/// whose it is: with other clients in the group it is another one, and what is in this one is never theirs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Group {
+    /// Who is in it: nobody who is in another one.
+    pub clients: Vec<RangeInclusive<IpAddr>>,
+    /// The sets, for IPv4 and for IPv6. Each begins with [`WAYS`].
+    pub sets: [String; 2],
+}
+
+impl Group {
+    /// The names of its sets.
+    #[must_use]
+    pub fn sets(&self) -> [&str; 2] {
+        self.sets.each_ref().map(String::as_str)
+    }
+}
+
 /// The table of a gateway.
 #[must_use]
 pub fn hub(plan: &NetworkPlan, appliance: &Appliance) -> Table {
+    hub_of_several(plan, &[], appliance)
+}
+
+/// The same for one of several gateways, each of which resolves names for these groups of clients by itself.
+#[must_use]
+pub fn hub_of_several(plan: &NetworkPlan, groups: &[Group], appliance: &Appliance) -> Table {
     let mut draft = Draft::new(appliance, plan.revision());
     draft.clients();
     draft.policy(plan);
+    draft.groups(groups);
     let mut chains = vec![draft.arriving(), draft.redirecting(), forwarding()];
     chains.extend(draft.leaving());
     chains.push(draft.intercept());
@@ -202,6 +229,8 @@ struct Draft<'a> {
     chains: Vec<Chain>,
     /// Families in which there is a map of offloaded addresses.
     offloads: Vec<Family>,
+    /// Families in which there is a map of groups of clients.
+    grouped: Vec<Family>,
 }
 
 impl<'a> Draft<'a> {
@@ -214,6 +243,7 @@ impl<'a> Draft<'a> {
             sources: HashMap::new(),
             chains: Vec::new(),
             offloads: Vec::new(),
+            grouped: Vec::new(),
         }
     }
 
@@ -261,6 +291,26 @@ impl<'a> Draft<'a> {
         for (rule, denies) in rules {
             let chain = self.rule(plan, rule, denies);
             self.chains.push(chain);
+        }
+    }
+
+    /// The sets of ways, and who is led to which.
+    fn groups(&mut self, groups: &[Group]) {
+        for (index, family) in FAMILIES.into_iter().enumerate() {
+            let mut led = Vec::new();
+            for Group { clients, sets } in groups {
+                let Some(set) = sets.get(index) else { continue };
+                self.add_set(set, Contents::Ways(family, TOLD_LIMITS));
+                let to = || Verdict::Jump(set.clone());
+                let of_family = clients.iter().filter(|range| Family::of(*range.start()) == family);
+                led.extend(of_family.map(|range| (range.clone(), to())));
+                let open = Expr::Verdict(Verdict::Goto(BY_NAME.into()));
+                self.chains.push(chain(set, None, vec![Rule::new([Is(Match::Way(set.clone())), open])]));
+            }
+            if !led.is_empty() {
+                self.grouped.push(family);
+                self.add_set(&groups_map(family), Contents::Dispatch(family, led));
+            }
         }
     }
 
@@ -455,7 +505,7 @@ impl<'a> Draft<'a> {
 
     fn outgoing_of(&self, family: Family, told: &str) -> Chain {
         let by_mark = [Is(Match::CtMark(Mark::whole(mark::BY_NAME))), ACCEPT];
-        let rules = vec![
+        let mut rules = vec![
             Rule::new([Dispatch { address: Field::Destination, map: spans_map(family) }]),
             Rule::new(by_mark),
             Rule::new([
@@ -463,8 +513,12 @@ impl<'a> Draft<'a> {
                 Is(Match::Told(told.into())),
                 Expr::Verdict(Verdict::Goto(BY_NAME.into())),
             ]),
-            Rule::new([Expr::Verdict(Verdict::Goto(REFUSE.into()))]),
         ];
+        if self.grouped.contains(&family) {
+            let to_group = Dispatch { address: Field::Source, map: groups_map(family) };
+            rules.push(Rule::new([is_protocol(UDP), to_group]));
+        }
+        rules.push(Rule::new([Expr::Verdict(Verdict::Goto(REFUSE.into()))]));
         chain(&outgoing_chain(family), None, rules)
     }
 
@@ -598,6 +652,10 @@ fn spans_map(family: Family) -> String {
 
 fn offload_map(family: Family) -> String {
     format!("offloaded-{}", word(family))
+}
+
+fn groups_map(family: Family) -> String {
+    format!("groups-{}", word(family))
 }
 
 fn outgoing_chain(family: Family) -> String {

@@ -67,6 +67,10 @@ pub(super) fn told(family: Family) -> Contents {
     Contents::Told(family, ToldLimits { size: 65536, clear_every: Duration::from_secs(60) })
 }
 
+pub(super) fn ways(family: Family) -> Contents {
+    Contents::Ways(family, ToldLimits { size: 65536, clear_every: Duration::from_secs(60) })
+}
+
 pub(super) const ACCEPT: Expr = Expr::Verdict(Verdict::Accept);
 const DROP: Expr = Expr::Verdict(Verdict::Drop);
 const TCP_ONLY: fn() -> Expr = || Is(Match::Protocol(vec![TCP]));
@@ -215,6 +219,8 @@ fn everything() -> Table {
             set("ports", Contents::Ports(vec![80..=80, 443..=443, 60000..=65535])),
             set("told4", told(Family::V4)),
             set("told6", told(Family::V6)),
+            set("ways4", ways(Family::V4)),
+            set("ways6", ways(Family::V6)),
             set(
                 "spans4",
                 Contents::Dispatch(

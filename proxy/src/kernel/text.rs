@@ -64,13 +64,8 @@ impl Text<'_> {
             Contents::Told(family, limits) | Contents::Ways(family, limits) => {
                 let ToldLimits { size, clear_every } = limits;
                 let address = address_type(*family);
-                let client = match &set.contents {
-                    Contents::Told(..) => format!("{address} . "),
-                    Contents::Addresses(..)
-                    | Contents::Ports(_)
-                    | Contents::Dispatch(..)
-                    | Contents::Ways(..) => String::new(),
-                };
+                let told = matches!(set.contents, Contents::Told(..));
+                let client = if told { format!("{address} . ") } else { String::new() };
                 writeln!(f, "\t\ttype {client}{address} . inet_proto . inet_service")?;
                 writeln!(
                     f,

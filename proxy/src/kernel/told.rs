@@ -1,10 +1,12 @@
-//! Which flows a client may open because of what it was told for a name: the elements of the told sets.
+//! Which flows a client may open because of what it was told for a name: the elements of the told sets. And which
+//! ones every client of a group may open, because the gate itself was told: the elements of sets of ways.
 //!
-//! An element is a client, an address, a protocol and a port. It runs out by itself, and carries the name that it is
+//! An element is a client, an address, a protocol and a port; a way is the same for any client. It runs out by itself, and carries the name that it is
 //! there for (up to 127 bytes), which `nft list` shows as its comment. Adding takes about ten microseconds, whatever else is in the
 //! table, so that it can be done before the client has its answer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -32,61 +34,108 @@ pub struct Flow {
     pub port: u16,
 }
 
-impl Flow {
-    /// The family of both addresses; none where they differ, since no such flow can be.
-    #[must_use]
-    pub fn family(&self) -> Option<Family> {
+/// Where anybody may go who is led to a set of ways.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Way {
+    /// Where to.
+    pub address: IpAddr,
+    /// The protocol's number in an IP header.
+    pub protocol: u8,
+    /// The destination's port.
+    pub port: u16,
+}
+
+/// What elements are found by.
+pub trait Key: Copy + Ord {
+    /// The family of its addresses; none where they differ, since no such flow can be.
+    fn family(&self) -> Option<Family>;
+
+    /// As the kernel has it: each part in registers of its own.
+    fn bytes(&self) -> Vec<u8>;
+
+    /// Reads what [`Key::bytes`] wrote.
+    fn read(family: Family, bytes: &[u8]) -> Option<Self>;
+}
+
+impl Key for Flow {
+    fn family(&self) -> Option<Family> {
         let family = Family::of(self.client);
         (family == Family::of(self.address)).then_some(family)
     }
 
-    /// The flow as a key: each part in registers of its own.
-    fn key(&self) -> Vec<u8> {
-        let mut key = Vec::with_capacity(40);
-        for address in [self.client, self.address] {
-            match address {
-                IpAddr::V4(address) => key.extend(address.octets()),
-                IpAddr::V6(address) => key.extend(address.octets()),
-            }
-        }
-        key.extend([self.protocol, 0, 0, 0]);
-        key.extend(self.port.to_be_bytes());
-        key.extend([0, 0]);
-        key
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = address_bytes(self.client);
+        bytes.extend(Way::from(*self).bytes());
+        bytes
     }
 
-    fn read(family: Family, key: &[u8]) -> Option<Self> {
-        let (client, address, rest) = match family {
-            Family::V4 => {
-                let (client, rest) = key.split_first_chunk::<4>()?;
-                let (address, rest) = rest.split_first_chunk::<4>()?;
-                (Ipv4Addr::from(*client).into(), Ipv4Addr::from(*address).into(), rest)
-            }
-            Family::V6 => {
-                let (client, rest) = key.split_first_chunk::<16>()?;
-                let (address, rest) = rest.split_first_chunk::<16>()?;
-                (Ipv6Addr::from(*client).into(), Ipv6Addr::from(*address).into(), rest)
-            }
-        };
+    fn read(family: Family, bytes: &[u8]) -> Option<Self> {
+        let (client, rest) = read_address(family, bytes)?;
+        let Way { address, protocol, port } = Way::read(family, rest)?;
+        Some(Self { client, address, protocol, port })
+    }
+}
+
+impl Key for Way {
+    fn family(&self) -> Option<Family> {
+        Some(Family::of(self.address))
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = address_bytes(self.address);
+        bytes.extend([self.protocol, 0, 0, 0]);
+        bytes.extend(self.port.to_be_bytes());
+        bytes.extend([0, 0]);
+        bytes
+    }
+
+    fn read(family: Family, bytes: &[u8]) -> Option<Self> {
+        let (address, rest) = read_address(family, bytes)?;
         let [protocol, _, _, _, high, low, ..] = *rest else { return None };
-        Some(Self { client, address, protocol, port: u16::from_be_bytes([high, low]) })
+        Some(Self { address, protocol, port: u16::from_be_bytes([high, low]) })
+    }
+}
+
+impl From<Flow> for Way {
+    fn from(Flow { address, protocol, port, .. }: Flow) -> Self {
+        Self { address, protocol, port }
+    }
+}
+
+fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().into(),
+        IpAddr::V6(address) => address.octets().into(),
+    }
+}
+
+fn read_address(family: Family, bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
+    match family {
+        Family::V4 => {
+            let (address, rest) = bytes.split_first_chunk::<4>()?;
+            Some((Ipv4Addr::from(*address).into(), rest))
+        }
+        Family::V6 => {
+            let (address, rest) = bytes.split_first_chunk::<16>()?;
+            Some((Ipv6Addr::from(*address).into(), rest))
+        }
     }
 }
 
 /// An element to add.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Element {
+pub struct Element<K = Flow> {
     /// What it lets pass.
-    pub flow: Flow,
-    /// The name that the client asked for.
+    pub flow: K,
+    /// The name that was asked for.
     pub name: DomainName,
 }
 
 /// An element that is there.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Standing {
+pub struct Standing<K = Flow> {
     /// What it lets pass.
-    pub flow: Flow,
+    pub flow: K,
     /// The name that it was added for; none where that has more than 127 bytes, for which the kernel has no room, or
     /// where somebody else added it.
     pub name: Option<DomainName>,
@@ -94,23 +143,24 @@ pub struct Standing {
     pub left: Duration,
 }
 
-/// The told sets of one table, and a socket that is kept for them.
+/// The told sets of one table, or two sets of ways, and a socket that is kept for them.
 #[derive(Debug)]
-pub struct ToldSets {
+pub struct ToldSets<K = Flow> {
     socket: Socket,
     table: String,
     v4: String,
     v6: String,
+    keys: PhantomData<K>,
 }
 
-impl ToldSets {
+impl<K: Key> ToldSets<K> {
     /// The sets of this table with these names, for IPv4 and for IPv6, in the network namespace of this thread.
     ///
     /// # Errors
     /// There is no socket to be had.
     pub fn open(table: &str, [v4, v6]: [&str; 2]) -> Result<Self, Error> {
         let socket = open(Bus::Netfilter)?;
-        Ok(Self { socket, table: table.to_owned(), v4: v4.to_owned(), v6: v6.to_owned() })
+        Ok(Self { socket, table: table.to_owned(), v4: v4.to_owned(), v6: v6.to_owned(), keys: PhantomData })
     }
 
     /// Lets these flows pass for `timeout` from now, those that may pass already too. Returns when they do. A flow
@@ -118,7 +168,7 @@ impl ToldSets {
     ///
     /// # Errors
     /// The kernel refuses: there is no table, or the set is full (`ENFILE`). Of more than 150 elements some may be in.
-    pub fn add(&mut self, elements: &[Element], timeout: Duration) -> Result<(), Error> {
+    pub fn add(&mut self, elements: &[Element<K>], timeout: Duration) -> Result<(), Error> {
         for family in [Family::V4, Family::V6] {
             let of_family = elements.iter().filter(|element| element.flow.family() == Some(family));
             // Of two for one flow the later counts; within a transaction there is only one.
@@ -139,7 +189,7 @@ impl ToldSets {
     ///
     /// # Errors
     /// The kernel refuses: there is no table. Of more than 150 elements some may be out.
-    pub fn delete(&mut self, flows: &[Flow]) -> Result<(), Error> {
+    pub fn delete(&mut self, flows: &[K]) -> Result<(), Error> {
         for family in [Family::V4, Family::V6] {
             let of_family: BTreeSet<_> =
                 flows.iter().copied().filter(|flow| flow.family() == Some(family)).collect();
@@ -161,14 +211,14 @@ impl ToldSets {
     ///
     /// # Errors
     /// The kernel refuses: there is no table.
-    pub fn dump(&mut self) -> Result<Vec<Standing>, Error> {
+    pub fn dump(&mut self) -> Result<Vec<Standing<K>>, Error> {
         let mut standing = self.dump_family(Family::V4)?;
         standing.extend(self.dump_family(Family::V6)?);
         Ok(standing)
     }
 
     /// Some are not there, and the kernel takes all or none: whatever is there goes one by one.
-    fn delete_each(&mut self, family: Family, flows: &[Flow]) -> Result<(), Error> {
+    fn delete_each(&mut self, family: Family, flows: &[K]) -> Result<(), Error> {
         for flow in flows {
             let old = self.old_elements(family, [*flow]);
             match self.transact(family, &[&old]) {
@@ -188,14 +238,14 @@ impl ToldSets {
         }
     }
 
-    fn dump_family(&mut self, family: Family) -> Result<Vec<Standing>, Error> {
+    fn dump_family(&mut self, family: Family) -> Result<Vec<Standing<K>>, Error> {
         let request = encode::about(kind::GET_ELEMENT, 0, &self.table, attribute::NAME, self.set(family));
         let found = self.socket.dump(&request, |message| Some(standing_in(family, message)));
         let found = found.map_err(|failure| self.error(family, failure))?;
         Ok(found.into_iter().flatten().collect())
     }
 
-    fn new_elements(&self, family: Family, elements: &[&Element], timeout: Duration) -> Request {
+    fn new_elements(&self, family: Family, elements: &[&Element<K>], timeout: Duration) -> Request {
         let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut request =
             encode::about(kind::NEW_ELEMENT, CREATE, &self.table, attribute::NAME, self.set(family));
@@ -213,7 +263,7 @@ impl ToldSets {
         request
     }
 
-    fn old_elements(&self, family: Family, flows: impl IntoIterator<Item = Flow>) -> Request {
+    fn old_elements(&self, family: Family, flows: impl IntoIterator<Item = K>) -> Request {
         let mut request =
             encode::about(kind::DELETE_ELEMENT, 0, &self.table, attribute::NAME, self.set(family));
         request.nest(attribute::ELEMENTS, |list| {
@@ -241,18 +291,18 @@ impl ToldSets {
     }
 }
 
-fn push_key(element: &mut Request, flow: &Flow) {
-    element.nest(attribute::ELEMENT_KEY, |key| key.push(attribute::VALUE, &flow.key()));
+fn push_key(element: &mut Request, flow: &impl Key) {
+    element.nest(attribute::ELEMENT_KEY, |key| key.push(attribute::VALUE, &flow.bytes()));
 }
 
-fn standing_in(family: Family, message: &Message<'_>) -> Vec<Standing> {
+fn standing_in<K: Key>(family: Family, message: &Message<'_>) -> Vec<Standing<K>> {
     const FIXED: usize = 4;
     let list = message.attributes(FIXED).inside(attribute::ELEMENTS);
     list.iter().filter_map(|(_, element)| standing(family, Attributes(element))).collect()
 }
 
-fn standing(family: Family, element: Attributes<'_>) -> Option<Standing> {
-    let flow = Flow::read(family, element.inside(attribute::ELEMENT_KEY).find(attribute::VALUE)?)?;
+fn standing<K: Key>(family: Family, element: Attributes<'_>) -> Option<Standing<K>> {
+    let flow = K::read(family, element.inside(attribute::ELEMENT_KEY).find(attribute::VALUE)?)?;
     let name = element.find(attribute::ELEMENT_USERDATA).and_then(name_in);
     let left = element.be64(attribute::ELEMENT_EXPIRATION).unwrap_or(0);
     Some(Standing { flow, name, left: Duration::from_millis(left) })
@@ -268,7 +318,7 @@ fn name_in(data: &[u8]) -> Option<DomainName> {
 /// For the test that gives every reader random bytes.
 #[cfg(test)]
 pub(super) fn standing_in_both(message: &Message<'_>) -> usize {
-    [Family::V4, Family::V6].map(|family| standing_in(family, message).len()).iter().sum()
+    [Family::V4, Family::V6].map(|family| standing_in::<Flow>(family, message).len()).iter().sum()
 }
 
 #[cfg(test)]

@@ -541,6 +541,14 @@ impl Sense {
     }
 }
 
+/// The registers that an address takes.
+fn words(family: Family) -> u32 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 4,
+    }
+}
+
 fn nfproto(family: Family) -> u8 {
     match family {
         Family::V4 => 2,

@@ -58,6 +58,8 @@ struct Packet {
     local: bool,
     /// Whether the flow is in the set of what clients were told.
     told: bool,
+    /// Whether the flow is where names lead that the gate itself resolves.
+    way: bool,
     source_routed: bool,
 }
 
@@ -73,6 +75,7 @@ fn packet(source: &str, destination: &str, protocol: u8, port: u16) -> Packet {
         user: 1000,
         local: false,
         told: false,
+        way: false,
         source_routed: false,
     }
 }
@@ -361,6 +364,25 @@ fn only_the_first_packet_of_a_flow_is_told_of_and_every_refused_one() {
     assert_eq!(walk(&table, "forward", &next), (End::Accept, vec![], mark::PASSED));
     let refused = Packet { flow_mark: mark, ..packet("10.1.0.4", "52.1.0.1", UDP, 5832) };
     assert_eq!(forwarded(&table, &refused), (End::Reject, vec!["og:d:-".to_owned()]), "a mark opens nothing");
+}
+
+#[test]
+fn a_group_goes_by_udp_where_its_names_lead_and_nobody_else_does() {
+    let clients = vec!["10.1.0.0".parse().unwrap()..="10.1.0.255".parse().unwrap()];
+    let group = Group { clients, sets: ["ways-1-v4", "ways-1-v6"].map(str::to_owned) };
+    let table = checked(hub_of_several(&plan(POLICY), &[group], &appliance()));
+    let way = Packet { way: true, ..packet("10.1.0.4", "9.9.9.9", UDP, 123) };
+    let (end, logs, mark) = walk(&table, "forward", &way);
+    assert_eq!((end, logs, mark), (End::Accept, vec!["og:t:-".to_owned()], mark::BY_NAME));
+    let refused = [
+        Packet { way: false, ..way.clone() },
+        Packet { source: "10.1.1.4".parse().unwrap(), ..way.clone() },
+        Packet { protocol: TCP, ..way.clone() },
+        Packet { destination: "52.1.9.9".parse().unwrap(), ..way },
+    ];
+    for packet in refused {
+        assert_eq!(forwarded(&table, &packet).0, End::Reject, "{packet:?}");
+    }
 }
 
 #[test]
