@@ -18,6 +18,7 @@ mod hostile_origin;
 mod http;
 mod limits;
 mod names;
+mod packaging;
 mod policy_files;
 mod reload;
 mod sandbox;

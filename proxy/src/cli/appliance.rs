@@ -66,10 +66,8 @@ fn gateway(target: &Target, config: &Config) -> Appliance {
 
 fn up(gateway: &Appliance, target: &Target, rules: &Arc<outgate_rules::RuleSet>) -> Exit {
     let (needed, weak) = if target.sidecar { (Vec::new(), Vec::new()) } else { appliance::settings() };
+    // Forwarding may be off as yet, which is the safe order: the rules first.
     weak.iter().chain(&needed).for_each(|setting| say(&appliance::unfit(setting)));
-    if !needed.is_empty() {
-        return Exit::No;
-    }
     done(gateway.enforce(rules), |()| "the kernel's rules and routes are in place")
 }
 
