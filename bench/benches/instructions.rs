@@ -96,8 +96,8 @@ fn record() {
     let mut line = Vec::with_capacity(4096);
     count(|_| {
         line.clear();
-        serde_json::to_writer(&mut line, black_box(&decided)).expect("a record");
-        serde_json::to_writer(&mut line, black_box(&closed)).expect("a record");
+        black_box(&decided).write_line(&mut line).expect("a record");
+        black_box(&closed).write_line(&mut line).expect("a record");
         black_box(&line);
     });
 }

@@ -128,7 +128,7 @@ impl fmt::Display for AskedName {
     }
 }
 
-/// Over when there is room for further events.
+/// Over when what was handed over is on record.
 pub type Room = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Who is told what the server does.
@@ -137,8 +137,8 @@ pub trait Observer: fmt::Debug + Send + Sync {
     /// and waits for nothing before that.
     fn answered(&self, event: &Answered);
 
-    /// The answers of all events that this thread has told are about to be sent. Must not block: where there is no
-    /// room for the events it returns a wait, and nothing is sent before that is over.
+    /// The answers of all events that this thread has told are about to be sent. Must not block: until they are on
+    /// record it returns a wait, and nothing is sent before that is over.
     fn hand_over(&self) -> Option<Room>;
 
     /// A packet was left unanswered, for this reason, and no event tells of it: such packets cost their sender

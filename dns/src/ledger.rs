@@ -80,8 +80,7 @@ impl Ledger {
     /// them those that the gate itself was told it for, for the rules to say whether they are this client's.
     #[must_use]
     pub fn names(&self, client: IpAddr, address: IpAddr, now: Instant) -> Vec<DomainName> {
-        let mut names =
-            self.told.get(client, &(client, address), |told| told.names(now)).unwrap_or_default();
+        let mut names = self.told.get(client, &(client, address), |told| told.names(now)).unwrap_or_default();
         let found = self.found.get(address, &address, |found| found.names(now)).unwrap_or_default();
         names.extend(found);
         names

@@ -1,9 +1,10 @@
 //! The audit file: where the records of [`crate::record`] go, and when one counts as written.
 //!
-//! A thread of its own takes all records that wait and writes them with one `write(2)`; only then do the
-//! sessions that wait for theirs go on. So a decision's record is in the kernel's hands before the first byte
-//! passes, a killed process loses none, and a busy gate pays one call for many records. The queue before the
-//! thread is bounded in bytes. When it is full, or the file cannot be written, the gate waits (and denies, for
+//! A session goes on when `write(2)` has taken the record of its decision: it is in the kernel's hands before the
+//! first byte passes, and a killed process loses none. To a regular file that nobody is writing to, the session
+//! writes itself, and everything that waits with it. Everything else is for a thread of its own, which takes all
+//! records that wait and writes them with one call: pipes, files that take long or nothing, rotation, records that
+//! nobody waits for. The queue before the thread is bounded in bytes. When it is full, or the file cannot be written, the gate waits (and denies, for
 //! want of a record) or counts what it drops, as configured; the count stands in the file in the lost
 //! records' place.
 
@@ -22,7 +23,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use crate::console::Console;
-use queue::{Pending, Shared};
+use queue::{Now, Pending, Shared};
 use writer::Writer;
 
 pub use queue::{AuditCounts, Lines};
@@ -123,6 +124,10 @@ pub struct Unflushed {
     pub records: u64,
 }
 
+/// Records that are queued and that somebody waits for.
+#[derive(Debug)]
+pub struct Written(oneshot::Receiver<()>);
+
 /// The open audit file.
 #[derive(Debug)]
 pub struct Audit {
@@ -141,9 +146,9 @@ impl Audit {
     pub fn open(settings: AuditSettings, console: Console) -> Result<Self, OpenError> {
         let AuditSettings { target, when_full, queue, deadline } = settings;
         let output = file::Output::open(target)?;
-        let shared = Arc::new(Shared::new(queue));
+        let shared = Arc::new(Shared::new(output, queue));
         let (done, finished) = watch::channel(());
-        let writer = Writer::new(output, Arc::clone(&shared), console.clone());
+        let writer = Writer::new(Arc::clone(&shared), console.clone());
         std::thread::Builder::new()
             .name("audit".into())
             .spawn(move || {
@@ -163,27 +168,44 @@ impl Audit {
     /// # Errors
     /// When records may not be dropped, and this one was not written within the deadline.
     pub async fn write(&self, line: Vec<u8>) -> Result<(), AuditUnavailable> {
-        let pending = Pending::new(&self.shared, line);
-        let (written, acknowledged) = oneshot::channel();
-        match self.when_full {
-            WhenFull::Wait => {
-                let wait = async {
-                    pending.queue(Some(written)).await?;
-                    acknowledged.await.map_err(|_| AuditUnavailable)
-                };
-                timeout(self.deadline, wait).await.unwrap_or_else(|_| {
-                    self.stalled();
-                    Err(AuditUnavailable)
-                })
+        let begun = match self.shared.write_now(&line) {
+            Now::Written => return Ok(()),
+            Now::Begun(acknowledged) => Some(acknowledged),
+            Now::Busy => None,
+        };
+        let wait = async {
+            let acknowledged = match begun {
+                Some(acknowledged) => acknowledged,
+                None => match self.queue(line).await? {
+                    Some(acknowledged) => acknowledged,
+                    None => return Ok(()),
+                },
+            };
+            acknowledged.await.map_err(|_| AuditUnavailable)
+        };
+        match (timeout(self.deadline, wait).await, self.when_full) {
+            (Ok(written), WhenFull::Wait) => written,
+            (Err(_), WhenFull::Wait) => {
+                self.stalled();
+                Err(AuditUnavailable)
             }
-            WhenFull::Drop => {
-                let wait = pending.try_queue(Some(written)).is_ok() && self.is_writable();
-                if wait && timeout(self.deadline, acknowledged).await.is_err() {
-                    self.stalled();
-                }
+            (Ok(_), WhenFull::Drop) => Ok(()),
+            (Err(_), WhenFull::Drop) => {
+                self.stalled();
                 Ok(())
             }
         }
+    }
+
+    /// Queues a record, and gives what tells when it is written; nothing where that is not to be waited for.
+    async fn queue(&self, line: Vec<u8>) -> Result<Option<oneshot::Receiver<()>>, AuditUnavailable> {
+        let pending = Pending::new(&self.shared, line);
+        let (written, acknowledged) = oneshot::channel();
+        match self.when_full {
+            WhenFull::Wait => pending.queue(Some(written)).await?,
+            WhenFull::Drop => pending.try_queue(Some(written))?,
+        }
+        Ok((self.must_write() || self.is_writable()).then_some(acknowledged))
     }
 
     /// Hands a record over, and comes back when it is queued or, where records may be dropped, counted as
@@ -198,11 +220,76 @@ impl Audit {
         };
     }
 
+    /// Hands a record over without waiting, if there is room for it: else [`Audit::hand_over`] has to wait. Says
+    /// whether it is queued.
+    #[must_use]
+    pub fn hand_over_one_now(&self, line: &[u8]) -> bool {
+        self.shared.queue_now(line).is_ok()
+    }
+
     /// Hands records over without waiting, all or none of them: then [`Audit::hand_over_all`] has to wait for
     /// room. Says whether they are queued.
     #[must_use]
     pub fn hand_over_now(&self, lines: &Lines) -> bool {
-        self.shared.queue_all(lines).is_ok()
+        self.shared.queue_all(lines, None).is_ok()
+    }
+
+    /// Hands records over without waiting, all or none of them: then [`Audit::write_all`] has to wait for room.
+    /// Where they are queued it gives what is over when `write(2)` has taken them all, unless there is nothing to
+    /// wait for: no record, or an outage during which records may be dropped.
+    ///
+    /// # Errors
+    /// When there is no room for all.
+    pub fn write_all_now(&self, lines: &Lines) -> Result<Option<Written>, AuditUnavailable> {
+        if lines.is_empty() {
+            return Ok(None);
+        }
+        let acknowledged = match self.shared.write_all_now(lines) {
+            Now::Written => return Ok(None),
+            Now::Begun(acknowledged) => acknowledged,
+            Now::Busy => {
+                let (written, acknowledged) = oneshot::channel();
+                self.shared.queue_all(lines, Some(written))?;
+                acknowledged
+            }
+        };
+        let wait = self.when_full == WhenFull::Wait || self.is_writable();
+        Ok(wait.then_some(Written(acknowledged)))
+    }
+
+    /// Writes records, and comes back when `write(2)` has taken them all: as [`Audit::hand_over`] waits for room,
+    /// and then as [`Audit::wait_for`] does.
+    pub async fn write_all(&self, lines: &Lines) {
+        let mut last = None;
+        for line in lines.iter() {
+            let pending = Pending::new(&self.shared, line.to_vec());
+            let (written, acknowledged) = oneshot::channel();
+            let queued = match self.when_full {
+                WhenFull::Wait => pending.queue(Some(written)).await,
+                WhenFull::Drop => pending.try_queue(Some(written)),
+            };
+            last = queued.ok().map(|()| Written(acknowledged)).or(last);
+        }
+        if let Some(last) = last.filter(|_| self.when_full == WhenFull::Wait || self.is_writable()) {
+            self.wait_for(last).await;
+        }
+    }
+
+    /// Waits until records are written: as long as it takes, until the file is closed; where records may be dropped,
+    /// until the deadline.
+    pub async fn wait_for(&self, written: Written) {
+        let Written(mut acknowledged) = written;
+        if timeout(self.deadline, &mut acknowledged).await.is_err() {
+            self.stalled();
+            if self.when_full == WhenFull::Wait {
+                let mut finished = self.finished.clone();
+                // What was queued when the writer gave up is never acknowledged.
+                tokio::select! {
+                    _ = acknowledged => {}
+                    _ = finished.changed() => {}
+                }
+            }
+        }
     }
 
     /// Hands records over one by one, as by [`Audit::hand_over`].

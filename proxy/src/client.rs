@@ -1,18 +1,20 @@
 //! The client's side of a session: its stream, and the bytes of it that were read ahead.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BytesMut};
 use outgate_rules::Reason;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::head::{BadHead, HeadScanner, MAX_HEAD, RequestHead};
 use crate::hello::{self, ClientHello, Hello, HelloError};
+use crate::readiness::{read, readable};
 
 /// How much is read at a time while a head or a hello is incomplete.
 const READ: usize = 8192;
@@ -130,11 +132,13 @@ impl Client {
             self.stream.write_all(answer).await?;
             self.stream.shutdown().await?;
             let mut left = LINGER_BYTES;
-            let mut sink = [0; READ];
             while left > 0 {
-                match self.stream.read(&mut sink).await? {
-                    0 => break,
-                    read => left = left.saturating_sub(read),
+                readable(&self.stream).await?;
+                match forget(&self.stream) {
+                    Ok(0) => break,
+                    Ok(read) => left = left.saturating_sub(read),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
                 }
             }
             io::Result::Ok(())
@@ -149,12 +153,17 @@ impl Client {
         if room == 0 {
             return Poll::Ready(Ok(0));
         }
-        let mut space = [0_u8; READ];
-        let mut buffer = ReadBuf::new(space.get_mut(..room).unwrap_or_default());
+        let mut space = [MaybeUninit::uninit(); READ];
+        let mut buffer = ReadBuf::uninit(space.get_mut(..room).unwrap_or_default());
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
         self.ahead.extend_from_slice(buffer.filled());
         Poll::Ready(Ok(buffer.filled().len()))
     }
+}
+
+/// Reads what is there, and keeps nothing of it.
+fn forget(from: &TcpStream) -> io::Result<usize> {
+    read(from, &mut [0; READ])
 }
 
 /// Waits for a whole ClientHello at the front of what a client sends, and leaves it in `ahead`. None if the
@@ -174,7 +183,7 @@ pub async fn read_hello(
             Hello::NotTls => return Ok(None),
             Hello::Malformed(error) => return Err(BadHello::Malformed(error)),
             // The reader never asks for more than MAX_HELLO, and one read is READ at most.
-            Hello::NeedMore => ahead.reserve(READ),
+            Hello::NeedMore => {}
         }
         match timeout_at(deadline, read_some(stream, ahead)).await {
             Err(_) => return Err(BadHello::Timeout),
@@ -191,12 +200,19 @@ pub async fn read_hello(
 /// What the socket says.
 pub async fn read_some(stream: &TcpStream, ahead: &mut BytesMut) -> io::Result<usize> {
     loop {
-        stream.readable().await?;
-        match stream.try_read_buf(&mut ahead.limit(READ)) {
+        readable(stream).await?;
+        match read_into(stream, ahead) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             result => return result,
         }
     }
+}
+
+fn read_into(from: &TcpStream, ahead: &mut BytesMut) -> io::Result<usize> {
+    let mut space = [0; READ];
+    let read = read(from, &mut space)?;
+    ahead.extend_from_slice(space.get(..read).unwrap_or_default());
+    Ok(read)
 }
 
 /// Why a client's first bytes are no hello that can be judged.

@@ -16,13 +16,18 @@ use crate::record::{self, Asked, EndedBy, Kind};
 use crate::reject::reject;
 use crate::relay::Outcome;
 use crate::session::Session;
-use crate::tunnel::{FirstBytes, TLS_HANDSHAKE, tunnel};
+use crate::tunnel::{FirstBytes, TLS_HANDSHAKE, Tunnel};
 
 /// The whole answer to a CONNECT that goes on (RFC 9110 §9.3.6): no body, no length.
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
-/// Serves a CONNECT to its end. The client's connection ends with it.
-pub async fn serve(gate: &Arc<Gate>, session: &Session, client: Client, to: Destination) {
+/// Serves a CONNECT until it is a tunnel, or to its end. The client's connection ends with it.
+pub async fn serve(
+    gate: &Arc<Gate>,
+    session: &Session,
+    client: Client,
+    to: Destination,
+) -> Option<Box<Tunnel>> {
     let flow = record::Flow {
         session: session.clone(),
         kind: Kind::Connect,
@@ -44,7 +49,10 @@ pub async fn serve(gate: &Arc<Gate>, session: &Session, client: Client, to: Dest
     };
     match dialled.await {
         Ok(opening) => opening.serve(gate, session, client, to).await,
-        Err(denial) => client.close_with(&Answer::new(denial, &to).to_bytes()).await,
+        Err(denial) => {
+            client.close_with(&Answer::new(denial, &to).to_bytes()).await;
+            None
+        }
     }
 }
 
@@ -57,15 +65,25 @@ enum Opening {
 }
 
 impl Opening {
-    async fn serve(self, gate: &Arc<Gate>, session: &Session, mut client: Client, to: Destination) {
+    async fn serve(
+        self,
+        gate: &Arc<Gate>,
+        session: &Session,
+        mut client: Client,
+        to: Destination,
+    ) -> Option<Box<Tunnel>> {
         let told = client.stream().write_all(ESTABLISHED).await;
         match (self, told) {
-            (Self::Tunnel(dialled, wanted), Ok(())) => tunnel(gate, client, dialled, wanted).await,
+            (Self::Tunnel(dialled, wanted), Ok(())) => Tunnel::open(gate, client, dialled, wanted).await,
+            (Self::Undecided(vetted), Ok(())) => tls_or_http(gate, session, client, vetted, to).await,
             (Self::Tunnel(Dialled { trail, .. }, _), Err(_)) => {
                 trail.close(Outcome::side(EndedBy::Client)).await;
+                None
             }
-            (Self::Undecided(vetted), Ok(())) => tls_or_http(gate, session, client, vetted, to).await,
-            (Self::Undecided(vetted), Err(_)) => vetted.close(Outcome::side(EndedBy::Client)).await,
+            (Self::Undecided(vetted), Err(_)) => {
+                vetted.close(Outcome::side(EndedBy::Client)).await;
+                None
+            }
         }
     }
 }
@@ -78,24 +96,37 @@ async fn tls_or_http(
     mut client: Client,
     vetted: Vetted,
     to: Destination,
-) {
+) -> Option<Box<Tunnel>> {
     match client.first_byte(Instant::now() + gate.limits.head).await {
         Ok(TLS_HANDSHAKE) => {
             // The client has been told that the tunnel is open: a failure can only close it.
-            if let Ok(dialled) = vetted.dial(&Connection::default()).await {
-                tunnel(gate, client, dialled, FirstBytes::Tls).await;
-            }
+            let dialled = vetted.dial(&Connection::default()).await.ok()?;
+            return Tunnel::open(gate, client, dialled, FirstBytes::Tls).await;
         }
         Ok(_) => {
-            match http::serve_inside(gate, session, client, to).await {
-                After::Closed => {}
-                After::Bad(client, bad) => reject(gate, session, client, bad).await,
-                After::Connect(client, head) => {
-                    reject(gate, session, client, head::bad(Reason::TargetForm, &head.raw)).await;
-                }
-            }
+            let tunnel = Box::pin(requests(gate, session, client, to)).await;
             vetted.close(Outcome::side(EndedBy::Client)).await;
+            return tunnel;
         }
         Err(bad) => _ = vetted.refuse(Reason::from(bad).into()).await,
     }
+    None
+}
+
+/// Serves the requests that come through a CONNECT.
+async fn requests(
+    gate: &Arc<Gate>,
+    session: &Session,
+    client: Client,
+    to: Destination,
+) -> Option<Box<Tunnel>> {
+    match http::serve_inside(gate, session, client, to).await {
+        After::Closed => {}
+        After::Tunnel(tunnel) => return Some(tunnel),
+        After::Bad(client, bad) => reject(gate, session, client, bad).await,
+        After::Connect(client, head) => {
+            reject(gate, session, client, head::bad(Reason::TargetForm, &head.raw)).await;
+        }
+    }
+    None
 }

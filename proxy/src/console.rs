@@ -63,25 +63,20 @@ impl Console {
         _ = self.lines.try_send(Line::Notice(text.into()));
     }
 
-    /// Shows a denial, if `text` tells one, or counts it where there are too many.
+    /// Shows a denial, or counts it where there are too many: that is neither put into words nor wakes the thread,
+    /// which would be 15 % of the CPU of a denied CONNECT. Nothing if `text` tells none after all.
     pub fn denied(&self, text: impl FnOnce() -> Option<String>) {
         if !self.denials {
+            return;
+        }
+        if self.queued.load(Ordering::Relaxed) >= DENIALS_PER_WINDOW {
+            self.unqueued.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let Some(denial) = text() else { return };
         self.queued.fetch_add(1, Ordering::Relaxed);
         if self.lines.try_send(Line::Denial(denial)).is_err() {
             self.unqueued.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// As [`Console::denied`], of something that is denied for sure and may be a flood: what would not be
-    /// shown is counted and not worded.
-    pub fn denied_one_of_many(&self, text: impl FnOnce() -> Option<String>) {
-        if self.denials && self.queued.load(Ordering::Relaxed) >= DENIALS_PER_WINDOW {
-            self.unqueued.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.denied(text);
         }
     }
 

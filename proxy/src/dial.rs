@@ -10,7 +10,7 @@ use outgate_rules::{Reason, VettedAddr};
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::original;
 
@@ -51,8 +51,16 @@ async fn race(
     let mut waiting = addresses.into_iter();
     let mut attempts = JoinSet::new();
     let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    loop {
-        let Some(next) = waiting.next() else { break };
+    if let Some(first) = waiting.next() {
+        // Nearly always the first answers before a second joins in: it needs no task of its own.
+        let mut first = Box::pin(attempt(first, source, Arc::clone(starved)));
+        match timeout(ATTEMPT_DELAY, &mut first).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => failed = error,
+            Err(_) => _ = attempts.spawn(first),
+        }
+    }
+    for next in waiting {
         attempts.spawn(attempt(next, source, Arc::clone(starved)));
         let delay = Instant::now() + ATTEMPT_DELAY;
         tokio::select! {

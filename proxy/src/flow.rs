@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use outgate_rules::{
     DomainName, OnRevoke, OwnAddresses, Permit, Protocol, Reason, RuleRef, RuleSet, VettedAddr,
 };
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::metrics;
@@ -35,7 +35,9 @@ pub struct Flow {
     opened: Instant,
     /// When the last byte moved, in milliseconds from `opened`.
     moved: AtomicU64,
-    end: watch::Sender<Option<End>>,
+    end: Mutex<Option<End>>,
+    /// Told when `end` changes. One task waits for it, the one that relays.
+    ordered: Notify,
 }
 
 /// The gate's word that a flow ends, and when.
@@ -61,7 +63,8 @@ impl Flow {
             down: AtomicU64::new(0),
             opened: Instant::now(),
             moved: AtomicU64::new(0),
-            end: watch::Sender::new(None),
+            end: Mutex::new(None),
+            ordered: Notify::new(),
         }
     }
 
@@ -105,21 +108,24 @@ impl Flow {
     /// Waits until the gate ends the flow: nothing moved for `idle`, a reload revoked it, or the gate is
     /// shutting down.
     pub async fn ended(&self, idle: Duration) -> Reason {
-        let mut end = self.end.subscribe();
         loop {
-            let ordered = *end.borrow_and_update();
-            let idle_at = self.opened + Duration::from_millis(self.moved.load(Ordering::Relaxed)) + idle;
-            let wake = ordered.map_or(idle_at, |end| end.at.min(idle_at));
-            tokio::select! {
-                () = sleep_until(wake) => {}
-                _ = end.changed() => continue,
-            }
+            let ordered = *self.end();
             match ordered {
                 Some(End { at, reason }) if at <= Instant::now() => return reason,
                 _ if self.idle_for() >= idle => return Reason::IdleTimeout,
                 _ => {}
             }
+            let idle_at = self.opened + Duration::from_millis(self.moved.load(Ordering::Relaxed)) + idle;
+            let wake = ordered.map_or(idle_at, |end| end.at.min(idle_at));
+            tokio::select! {
+                () = sleep_until(wake) => {}
+                () = self.ordered.notified() => {}
+            }
         }
+    }
+
+    fn end(&self) -> MutexGuard<'_, Option<End>> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Judges the flow by `rules`, with the order and the checks of a new one.
@@ -136,24 +142,18 @@ impl Flow {
     fn put_under(&self, rule: Option<&RuleRef>) {
         self.meter.set_rule(rule.map(|rule| &**rule));
         *self.rule.lock().unwrap_or_else(PoisonError::into_inner) = rule.cloned();
-        self.end.send_if_modified(|end| {
-            let spared = end.is_some_and(|end| end.reason == Reason::Revoked);
-            if spared {
-                *end = None;
-            }
-            spared
-        });
+        self.end().take_if(|end| end.reason == Reason::Revoked);
+        self.ordered.notify_one();
     }
 
     /// Orders the flow to end. An earlier order stands.
     fn order_end(&self, at: Instant, reason: Reason) {
-        self.end.send_if_modified(|end| {
-            let sooner = end.is_none_or(|end| at < end.at);
-            if sooner {
-                *end = Some(End { at, reason });
-            }
-            sooner
-        });
+        let mut end = self.end();
+        if end.is_none_or(|end| at < end.at) {
+            *end = Some(End { at, reason });
+        }
+        drop(end);
+        self.ordered.notify_one();
     }
 
     fn touch(&self) {
@@ -222,7 +222,7 @@ impl Flows {
         self.lock().values().for_each(|flow| flow.order_end(now, reason));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Flow>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Flow>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

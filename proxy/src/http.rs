@@ -10,7 +10,6 @@ mod fields;
 mod origin;
 mod wire;
 
-use std::future::ready;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -25,8 +24,9 @@ use crate::client::{Client, NoHead};
 use crate::gate::Gate;
 use crate::head::{BadHead, RequestHead};
 use crate::record::EndedBy;
-use crate::relay::{Outcome, relay};
+use crate::relay::Outcome;
 use crate::session::Session;
+use crate::tunnel::Tunnel;
 use exchange::{Exchanges, Form, Switched};
 use wire::{Stop, Wire};
 
@@ -39,6 +39,8 @@ const SILENCE: std::time::Duration = std::time::Duration::from_secs(120);
 pub enum After {
     /// Nothing: the connection is over.
     Closed,
+    /// The tunnel that the connection has become.
+    Tunnel(Box<Tunnel>),
     /// A CONNECT, and the client that sent it.
     Connect(Client, Box<RequestHead>),
     /// Something that is no request, and the client that sent it.
@@ -100,8 +102,7 @@ async fn run(gate: &Arc<Gate>, session: &Session, client: Client, first: Request
     };
     let (client, stop) = connection.into_parts().io.into_inner().into_parts();
     if let Some(switched) = exchanges.take_switched() {
-        relay_switched(gate, client, switched).await;
-        return After::Closed;
+        return become_tunnel(client, switched).await;
     }
     match (stop, ended) {
         (Stop::Connect(head), Ok(())) => After::Connect(client, head),
@@ -115,14 +116,14 @@ async fn run(gate: &Arc<Gate>, session: &Session, client: Client, first: Request
     }
 }
 
-/// Relays a connection that has become a WebSocket.
-async fn relay_switched(gate: &Gate, mut client: Client, switched: Switched) {
+/// Makes a tunnel of a connection that has become a WebSocket.
+async fn become_tunnel(mut client: Client, switched: Switched) -> After {
     let Switched { origin, first_down, flow, trail } = switched;
     if client.stream().write_all(&first_down).await.is_err() {
-        return trail.close(Outcome::side(EndedBy::Client)).await;
+        trail.close(Outcome::side(EndedBy::Client)).await;
+        return After::Closed;
     }
     flow.count_down(first_down.len());
     let (stream, ahead) = client.into_parts();
-    let outcome = relay(&stream, &origin, ready(Ok(ahead)), &flow, gate.limits.idle).await;
-    trail.close(outcome).await;
+    After::Tunnel(Tunnel::judged(stream, origin, flow, trail, ahead))
 }

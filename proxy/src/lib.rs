@@ -29,6 +29,7 @@ pub mod original;
 pub mod own;
 pub mod path;
 pub mod policy;
+pub mod readiness;
 pub mod record;
 pub mod recorder;
 pub mod reject;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::original;
 use crate::reject::{reject, turn_away};
 use crate::session::Session;
 use crate::transparent;
+use crate::tunnel::Tunnel;
 
 /// How long to wait for a file descriptor when none of our own is about to become free.
 const NO_DESCRIPTOR: Duration = Duration::from_millis(200);
@@ -152,43 +154,70 @@ fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client:
         accepted: std::time::Instant::now(),
     };
     let counted = listener.metrics.session_opened();
-    gate.tasks.spawn(serve(Arc::clone(gate), listener.way, session, stream, place, counted));
+    let (place, refused) = match place {
+        Ok(place) => (Some(place), None),
+        Err(reason) => (None, Some(reason)),
+    };
+    let opening = Box::pin(open(Arc::clone(gate), listener.way, session, stream, refused));
+    gate.tasks.spawn(serve(Arc::clone(gate), opening, place, counted));
 }
 
+/// Runs a session: what comes before a tunnel, and then the tunnel, which needs a quarter of the memory.
 async fn serve(
+    gate: Arc<Gate>,
+    opening: Pin<Box<impl Future<Output = Option<Box<Tunnel>>>>>,
+    _place: Option<Place>,
+    _counted: Open,
+) {
+    if let Some(tunnel) = opening.await {
+        tunnel.relay(&gate).await;
+    }
+}
+
+/// Serves a connection until it is a tunnel, or to its end.
+async fn open(
     gate: Arc<Gate>,
     way: Way,
     session: Session,
     stream: TcpStream,
-    place: Result<Place, Reason>,
-    _counted: Open,
-) {
+    refused: Option<Reason>,
+) -> Option<Box<Tunnel>> {
     let client = Client::new(stream);
-    match (place, way) {
-        (Ok(_place), Way::Proxy) => requests(&gate, &session, client).await,
-        (Ok(_place), Way::Tls) => transparent::tls(&gate, &session, client, Port::HTTPS).await,
-        (Ok(_place), Way::Http) => transparent::http(&gate, &session, client).await,
-        (Ok(_place), Way::Tcp) => transparent::tcp(&gate, &session, client).await,
-        (Err(reason), _) => turn_away(&gate, &session, client, reason.into()).await,
+    match (refused, way) {
+        (None, Way::Proxy) => requests(&gate, &session, client).await,
+        (None, Way::Tls) => transparent::tls(&gate, &session, client, Port::HTTPS).await,
+        (None, Way::Http) => transparent::http(&gate, &session, client).await,
+        (None, Way::Tcp) => transparent::tcp(&gate, &session, client).await,
+        (Some(reason), _) => {
+            turn_away(&gate, &session, client, reason.into()).await;
+            None
+        }
     }
 }
 
 /// Serves what a client asks for, one head after the other.
-async fn requests(gate: &Arc<Gate>, session: &Session, mut client: Client) {
+async fn requests(gate: &Arc<Gate>, session: &Session, mut client: Client) -> Option<Box<Tunnel>> {
     let deadline = Instant::from_std(session.accepted) + gate.limits.head;
     let mut head = match client.head(deadline).await {
         Ok(head) => head,
-        Err(NoHead::Closed) => return,
-        Err(NoHead::Bad(bad)) => return reject(gate, session, client, bad).await,
+        Err(NoHead::Closed) => return None,
+        Err(NoHead::Bad(bad)) => {
+            reject(gate, session, client, bad).await;
+            return None;
+        }
     };
     loop {
         if let Target::Authority(destination) = head.target {
             return connect::serve(gate, session, client, destination).await;
         }
-        match http::serve(gate, session, client, head).await {
-            After::Closed => return,
+        match Box::pin(http::serve(gate, session, client, head)).await {
+            After::Closed => return None,
+            After::Tunnel(tunnel) => return Some(tunnel),
             After::Connect(again, next) => (client, head) = (again, *next),
-            After::Bad(client, bad) => return reject(gate, session, client, bad).await,
+            After::Bad(client, bad) => {
+                reject(gate, session, client, bad).await;
+                return None;
+            }
         }
     }
 }

@@ -4,15 +4,16 @@
 //! is not printable ASCII is escaped. No record has credentials or a query string in it.
 
 pub(crate) mod dns;
+mod flow;
 pub(crate) mod network;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use outgate_rules::{Decision, Denial, Destination, Enforcement, Host, Protocol, Reason, Revision, RuleRef};
+use outgate_rules::{Decision, Denial, Destination, Enforcement, Protocol, Reason, Revision, RuleRef};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::ser::Formatter;
 
@@ -54,7 +55,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: &'static [Self] = &[Self::Connect, Self::Http, Self::Tls, Self::Tcp, Self::Network, Self::Dns];
+    pub const ALL: &'static [Self] =
+        &[Self::Connect, Self::Http, Self::Tls, Self::Tcp, Self::Network, Self::Dns];
 
     /// The word that records and metrics use.
     #[must_use]
@@ -394,20 +396,19 @@ pub struct Closed<'a> {
 }
 
 impl Closed<'_> {
-    /// What a person at a terminal reads where the gate refused the flow after its decision.
+    /// Whether the gate refused the flow after its decision. Where enforcement is suspended, what would have been was
+    /// told when it was decided.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        self.verdict == Verdict::Deny
+            && (self.enforcement == Enforcement::Enforce || self.ended_by == EndedBy::Gate)
+    }
+
+    /// What a person at a terminal reads of a refusal.
     #[must_use]
     pub fn denial(&self) -> Option<String> {
-        match self.verdict {
-            Verdict::Allow => None,
-            // Where enforcement is suspended, what would have been was told when it was decided.
-            Verdict::Deny if self.enforcement == Enforcement::Report && self.ended_by != EndedBy::Gate => {
-                None
-            }
-            Verdict::Deny => {
-                let denial = Denial { reason: self.reason, rule: self.rule.cloned(), nearest: None };
-                Some(told("denied", self.flow, &denial))
-            }
-        }
+        let denial = || Denial { reason: self.reason, rule: self.rule.cloned(), nearest: None };
+        self.is_refusal().then(|| told("denied", self.flow, &denial()))
     }
 }
 
@@ -462,34 +463,6 @@ fn write_value<V: Serialize + ?Sized>(value: &V, line: &mut Vec<u8>) -> io::Resu
     value.serialize(&mut serde_json::Serializer::with_formatter(line, Ascii)).map_err(io::Error::from)
 }
 
-impl Serialize for Decided<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut record = begin(serializer, self.time, "decision", self.flow.kind.name())?;
-        flow(&mut record, self.flow)?;
-        judgement(&mut record, self.verdict(), self.reason, self.rule, self.enforcement, self.revision)?;
-        record.end()
-    }
-}
-
-impl Serialize for Closed<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut record = begin(serializer, self.time, "close", self.flow.kind.name())?;
-        flow(&mut record, self.flow)?;
-        judgement(&mut record, self.verdict, self.reason, self.rule, self.enforcement, self.revision)?;
-        if let Some(dialled) = self.dialled {
-            record.serialize_entry("address", &dialled.ip())?;
-            record.serialize_entry("address_port", &dialled.port())?;
-        }
-        record.serialize_entry("bytes_up", &self.bytes_up)?;
-        record.serialize_entry("bytes_down", &self.bytes_down)?;
-        record
-            .serialize_entry("duration_ms", &u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX))?;
-        record.serialize_entry("ended_by", self.ended_by.name())?;
-        optional(&mut record, "status", self.status)?;
-        record.end()
-    }
-}
-
 impl Serialize for PolicyRead<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let errors: Vec<&str> =
@@ -528,46 +501,6 @@ fn begin<S: Serializer>(
     record.serialize_entry("event", event)?;
     record.serialize_entry("kind", kind)?;
     Ok(record)
-}
-
-/// What identifies a flow.
-fn flow<M: SerializeMap>(record: &mut M, flow: &Flow) -> Result<(), M::Error> {
-    let Session { id, client, listener, original, .. } = &flow.session;
-    record.serialize_entry("session", &Shown(id))?;
-    optional(record, "exchange", flow.exchange)?;
-    record.serialize_entry("listener", &**listener)?;
-    record.serialize_entry("client", &client.ip())?;
-    record.serialize_entry("client_port", &client.port())?;
-    if let Some(original) = original {
-        record.serialize_entry("original", &original.ip())?;
-        record.serialize_entry("original_port", &original.port())?;
-    }
-    match &flow.asked {
-        Asked::Destination(destination) => {
-            host(record, &destination.host)?;
-            record.serialize_entry("port", &destination.port.number())?;
-        }
-        Asked::Text(text) => record.serialize_entry("asked", text.as_str())?,
-        Asked::Nothing => {}
-    }
-    record.serialize_entry("protocol", flow.protocol.name())?;
-    if let Some(request) = &flow.request {
-        record.serialize_entry("method", request.method.as_str())?;
-        record.serialize_entry("path", request.path.as_str())?;
-    }
-    if let Some(hello) = &flow.hello {
-        optional(record, "sni", hello.sni.as_ref().map(Excerpt::as_str))?;
-        optional(record, "ech", hello.ech.then_some(true))?;
-    }
-    Ok(())
-}
-
-/// The host as programs compare it: an IPv6 address without its brackets, as in the record's other fields.
-fn host<M: SerializeMap>(record: &mut M, host: &Host) -> Result<(), M::Error> {
-    match host {
-        Host::Name(name) => record.serialize_entry("host", name.as_str()),
-        Host::Address(address) => record.serialize_entry::<_, IpAddr>("host", address),
-    }
 }
 
 /// The verdict and where it came from.

@@ -3,15 +3,20 @@
 mod splice;
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
 use outgate_rules::{Denial, Reason};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 
 use crate::flow::Flow;
+use crate::readiness::{read, readable, writable};
 use crate::record::EndedBy;
 use crate::upload::Grant;
 use splice::{Pause, Pipe};
@@ -21,6 +26,10 @@ const CHUNK: usize = 64 * 1024;
 
 /// Bytes that a direction carries by copying before it is spliced. Below that a pipe costs more than it saves.
 const SPLICED_BEHIND: usize = 1 << 20;
+
+/// Bytes that a direction moves before others have their turn. Without turns, one pull made the others wait for 80 to
+/// 600 ms (bench/README.md).
+const TURN: usize = 256 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
@@ -71,65 +80,86 @@ impl Outcome {
     }
 }
 
-/// Relays both ways. What comes from the client begins with what `opening` gives, and nothing goes up before;
-/// what comes from the origin does not wait for it.
+/// What has to be done before anything else goes up. It is over soon, and its memory goes with it.
+pub type Beginning<'t> = Pin<Box<dyn Future<Output = Result<(), Outcome>> + Send + 't>>;
+
+/// Relays both ways. Nothing of what comes from the client passes before `beginning` is over; what comes from the
+/// origin does not wait for it.
 ///
 /// An end that closes its sending side leaves the other direction open; the tunnel is over when both have
-/// closed, when one fails, or when [`Flow::ended`] says so.
+/// closed, when one fails, or when [`Flow::ended`] says so. The side that closed first ended it.
 pub async fn relay(
     client: &TcpStream,
     origin: &TcpStream,
-    opening: impl Future<Output = Result<impl AsRef<[u8]>, Denial>>,
+    beginning: Beginning<'_>,
     flow: &Flow,
     idle: Duration,
 ) -> Outcome {
-    let up = async {
-        let first = opening.await.map_err(Outcome::gate)?;
-        up(client, origin, first.as_ref(), flow).await
-    };
-    tokio::select! {
-        outcome = both(up, down(origin, client, flow)) => outcome,
-        reason = flow.ended(idle) => Outcome::gate(reason),
+    let mut up = pin!(async {
+        beginning.await?;
+        let grant = |bytes| flow.take_up(bytes);
+        pass(client, origin, grant, (EndedBy::Client, EndedBy::Origin)).await
+    });
+    let mut down = pin!(async {
+        let count = |bytes| {
+            flow.count_down(bytes);
+            Grant { bytes: bytes as u64, stop: None }
+        };
+        pass(origin, client, count, (EndedBy::Origin, EndedBy::Client)).await
+    });
+    let mut ended = pin!(flow.ended(idle));
+    let mut closed = None;
+    poll_fn(|cx| {
+        if closed != Some(EndedBy::Client)
+            && let Poll::Ready(result) = up.as_mut().poll(cx)
+            && let Some(outcome) = settle(&mut closed, result, EndedBy::Client, origin)
+        {
+            return Poll::Ready(outcome);
+        }
+        if closed != Some(EndedBy::Origin)
+            && let Poll::Ready(result) = down.as_mut().poll(cx)
+            && let Some(outcome) = settle(&mut closed, result, EndedBy::Origin, client)
+        {
+            return Poll::Ready(outcome);
+        }
+        ended.as_mut().poll(cx).map(Outcome::gate)
+    })
+    .await
+}
+
+/// One direction is done: the other side is told, or, where both are, the tunnel is over and closing tells it.
+fn settle(
+    closed: &mut Option<EndedBy>,
+    result: Result<(), Outcome>,
+    by: EndedBy,
+    to: &TcpStream,
+) -> Option<Outcome> {
+    match (result, *closed) {
+        (Err(outcome), _) => Some(outcome),
+        (Ok(()), Some(first)) => Some(Outcome::side(first)),
+        (Ok(()), None) => {
+            *closed = Some(by);
+            let other = if by == EndedBy::Client { EndedBy::Origin } else { EndedBy::Client };
+            close_write(to).err().map(|_| Outcome::side(other))
+        }
     }
 }
 
-/// Waits for both directions; the side that closed first ended the tunnel, and a failure ends it at once.
-async fn both(
-    up: impl Future<Output = Result<(), Outcome>>,
-    down: impl Future<Output = Result<(), Outcome>>,
-) -> Outcome {
-    tokio::pin!(up, down);
-    tokio::select! {
-        result = &mut up => match result {
-            Ok(()) => down.await.err().unwrap_or(Outcome::side(EndedBy::Client)),
-            Err(outcome) => outcome,
-        },
-        result = &mut down => match result {
-            Ok(()) => up.await.err().unwrap_or(Outcome::side(EndedBy::Origin)),
-            Err(outcome) => outcome,
-        },
+/// Sends the client's first bytes.
+///
+/// # Errors
+/// How that ended the tunnel: the origin has gone, or an upload limit is reached.
+pub async fn send(to: &TcpStream, first: &[u8], flow: &Flow) -> Result<(), Outcome> {
+    if first.is_empty() {
+        return Ok(());
     }
+    let Grant { bytes, stop } = flow.take_up(first.len());
+    let granted = first.get(..bytes as usize).unwrap_or(first);
+    write_all(to, granted).await.map_err(|_| Outcome::side(EndedBy::Origin))?;
+    stop.map_or(Ok(()), |reason| Err(Outcome::gate(reason)))
 }
 
-async fn up(from: &TcpStream, to: &TcpStream, first: &[u8], flow: &Flow) -> Result<(), Outcome> {
-    if !first.is_empty() {
-        let Grant { bytes, stop } = flow.take_up(first.len());
-        let granted = first.get(..bytes as usize).unwrap_or(first);
-        write_all(to, granted).await.map_err(|_| Outcome::side(EndedBy::Origin))?;
-        stop.map_or(Ok(()), |reason| Err(Outcome::gate(reason)))?;
-    }
-    pass(from, to, |bytes| flow.take_up(bytes), (EndedBy::Client, EndedBy::Origin)).await
-}
-
-async fn down(from: &TcpStream, to: &TcpStream, flow: &Flow) -> Result<(), Outcome> {
-    let count = |bytes| {
-        flow.count_down(bytes);
-        Grant { bytes: bytes as u64, stop: None }
-    };
-    pass(from, to, count, (EndedBy::Origin, EndedBy::Client)).await
-}
-
-/// Passes on what comes from one side until it closes; then the other side is told. `grant` says how many of the bytes
+/// Passes on what comes from one side until it closes. `grant` says how many of the bytes
 /// that were read may pass.
 async fn pass(
     from: &TcpStream,
@@ -139,11 +169,11 @@ async fn pass(
 ) -> Result<(), Outcome> {
     let mut copied = 0;
     loop {
-        from.readable().await.map_err(|_| Outcome::side(reader))?;
+        readable(from).await.map_err(|_| Outcome::side(reader))?;
         if copied >= SPLICED_BEHIND
             && let Some(pipe) = Pipe::take()
         {
-            match splice::drain(from, to, pipe, &grant, (reader, writer)).await? {
+            match Box::pin(splice::drain(from, to, pipe, &grant, (reader, writer))).await? {
                 Pause::Empty => continue,
                 Pause::Closed => break,
             }
@@ -155,10 +185,13 @@ async fn pass(
                 copied += bytes;
                 write_all(to, &rest.bytes).await.map_err(|_| Outcome::side(writer))?;
                 rest.stop.map_or(Ok(()), |reason| Err(Outcome::gate(reason)))?;
+                if copied % TURN < bytes {
+                    yield_now().await;
+                }
             }
         }
     }
-    close_write(to).map_err(|_| Outcome::side(writer))
+    Ok(())
 }
 
 /// What one turn came to.
@@ -186,7 +219,7 @@ fn copy(
     (reader, writer): (EndedBy, EndedBy),
 ) -> Result<Copied, Outcome> {
     BUFFER.with_borrow_mut(|buffer| {
-        let read = match from.try_read(buffer) {
+        let read = match read(from, buffer) {
             Ok(0) => return Ok(Copied::Closed),
             Ok(read) => buffer.get(..read).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Copied::Nothing),
@@ -206,10 +239,9 @@ fn copy(
 
 async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        to.writable().await?;
         match to.try_write(bytes) {
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => writable(to).await?,
             Err(error) => return Err(error),
         }
     }

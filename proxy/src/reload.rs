@@ -103,7 +103,7 @@ impl Reloader {
                 let previous = self.gate.rules().settings().revision;
                 let rules = Arc::new(compiled.rules);
                 if let Err(error) = self.enforce_in_kernel(&rules).await {
-                    return self.rejected(trigger, &[error.clone()], &error).await;
+                    return self.rejected(trigger, std::slice::from_ref(&error), &error).await;
                 }
                 let text = self.applied(&rules, trigger, Some(previous), &loaded.files).await;
                 Report { in_force: true, text: with_warnings(text, &compiled.diagnostics) }

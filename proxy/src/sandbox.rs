@@ -13,6 +13,7 @@ mod capabilities;
 mod handover;
 mod hide;
 mod links;
+mod mounts;
 mod refused;
 mod surroundings;
 mod system_calls;
@@ -21,8 +22,10 @@ use std::ffi::OsString;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,7 +64,7 @@ pub struct Run {
     pub command: Vec<OsString>,
     /// The rules.
     pub rules: Arc<RuleSet>,
-    /// The rules' files and folders, which the command can read and not write.
+    /// The rules' files and folders, and what the gate writes: the command can read them and not write.
     pub protected: Vec<PathBuf>,
     /// Where records go, if anywhere.
     pub audit: Option<PathBuf>,
@@ -81,9 +84,10 @@ pub struct Run {
 /// When there can be no sandbox: then the command has not run.
 pub async fn run(run: Run) -> anyhow::Result<u8> {
     let folder = tempfile::Builder::new().prefix("outgate-").tempdir().context("a folder for the sandbox")?;
+    // First, as the file of records is made by it, which is then protected.
+    let gate = gate(&run)?;
     let plan = plan_of(&run, folder.path().join("handover"))?;
     let handover = UnixListener::bind(&plan.handover).context("the sandbox's socket")?;
-    let gate = gate(&run)?;
     let mut signals = Signals::new().context("signals")?;
     let mut child = spawn(&plan, &run.command)?;
     let (sockets, mut inside) = match taken(handover, &mut child).await? {
@@ -93,6 +97,7 @@ pub async fn run(run: Run) -> anyhow::Result<u8> {
     };
     serve(&gate, sockets)?;
     handover::acknowledge(&mut inside).context("the sandbox has gone")?;
+    drop(folder);
     let code = signals.until_end(&mut child, pass_on).await?;
     finish(&gate).await;
     Ok(code)
@@ -136,7 +141,9 @@ fn ask_to_use(command: &mut Command, proxy: &str) {
 }
 
 fn plan_of(run: &Run, handover: PathBuf) -> anyhow::Result<Plan> {
-    let files = surroundings::files(&run.allowed_sockets, &run.protected).context("the machine's sockets")?;
+    let records = run.audit.iter().filter(|path| path.is_file());
+    let protected: Vec<PathBuf> = run.protected.iter().chain(records).cloned().collect();
+    let files = surroundings::files(&run.allowed_sockets, &protected)?;
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     Ok(Plan {
         handover,
@@ -167,10 +174,10 @@ fn gate(run: &Run) -> anyhow::Result<Arc<Gate>> {
 }
 
 fn spawn(plan: &Plan, command: &[OsString]) -> anyhow::Result<Child> {
-    let argument = plan.to_argument().context("a path is not UTF-8")?;
+    let arguments = plan.to_arguments().context("a path is not UTF-8")?;
     Command::new("/proc/self/exe")
         .arg("sandbox-inside")
-        .arg(argument)
+        .args(arguments)
         .arg("--")
         .args(command)
         .spawn()
@@ -182,12 +189,20 @@ async fn taken(
     listener: UnixListener,
     child: &mut Child,
 ) -> anyhow::Result<Result<(Sockets, UnixStream), u8>> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
     let pid = child.id();
-    let mut taking = tokio::task::spawn_blocking(move || take_from(&listener, pid));
+    let mut taking = pin!(take_from(&listener, pid));
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
-        if let Ok(taken) = timeout(LOOK.min(Duration::from_millis(20)), &mut taking).await {
-            return Ok(Ok(taken.context("the sandbox")?.context("the sandbox's listeners")?));
+        match timeout(LOOK.min(Duration::from_millis(20)), &mut taking).await {
+            Ok(Ok(taken)) => return Ok(Ok(taken)),
+            // It has gone, and its exit code comes in a moment.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Ok(Err(inside::code(child.wait()?)));
+            }
+            Ok(Err(error)) => return Err(error).context("the sandbox's listeners"),
+            Err(_) => {}
         }
         if let Some(status) = child.try_wait()? {
             return Ok(Err(inside::code(status)));
@@ -201,12 +216,16 @@ async fn taken(
 }
 
 /// Takes the sockets from the first stage, and from nobody else who can reach the socket's folder.
-fn take_from(listener: &UnixListener, pid: u32) -> io::Result<(Sockets, UnixStream)> {
+async fn take_from(listener: &tokio::net::UnixListener, pid: u32) -> io::Result<(Sockets, UnixStream)> {
     loop {
-        let (stream, _) = listener.accept()?;
+        let (stream, _) = listener.accept().await?;
+        let stream = stream.into_std()?;
         let peer = rustix::net::sockopt::socket_peercred(&stream)?;
         if u32::try_from(peer.pid.as_raw_nonzero().get()) == Ok(pid) {
-            stream.set_read_timeout(Some(PATIENCE))?;
+            let stream = tokio::net::UnixStream::from_std(stream)?;
+            stream.readable().await?;
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
             return Ok((handover::take(&stream)?, stream));
         }
     }
@@ -245,23 +264,29 @@ async fn finish(gate: &Arc<Gate>) {
     gate.recorder.console().flush(GOODBYE);
 }
 
-/// What the gate does with signals while the command runs.
+/// What the gate does with signals while the command runs. Those that the caller had it ignore stay ignored, by the
+/// command as well: so does `nohup`.
 struct Signals {
     child: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    quit: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    hangup: tokio::signal::unix::Signal,
+    interrupt: Option<tokio::signal::unix::Signal>,
+    quit: Option<tokio::signal::unix::Signal>,
+    terminate: Option<tokio::signal::unix::Signal>,
+    hangup: Option<tokio::signal::unix::Signal>,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
+        let ignored = ignored()?;
+        let unless_ignored = |kind: SignalKind| {
+            let is_ignored = ignored >> (kind.as_raw_value() - 1) & 1 == 1;
+            (!is_ignored).then(|| signal(kind)).transpose()
+        };
         Ok(Self {
             child: signal(SignalKind::child())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
+            interrupt: unless_ignored(SignalKind::interrupt())?,
+            quit: unless_ignored(SignalKind::quit())?,
+            terminate: unless_ignored(SignalKind::terminate())?,
+            hangup: unless_ignored(SignalKind::hangup())?,
         })
     }
 
@@ -278,35 +303,57 @@ impl Signals {
             }
             tokio::select! {
                 _ = self.child.recv() => {}
-                _ = self.interrupt.recv() => {}
-                _ = self.quit.recv() => {}
-                _ = self.terminate.recv() => pass_on(child, rustix::process::Signal::TERM),
-                _ = self.hangup.recv() => pass_on(child, rustix::process::Signal::HUP),
+                () = received(&mut self.interrupt) => {}
+                () = received(&mut self.quit) => {}
+                () = received(&mut self.terminate) => pass_on(child, rustix::process::Signal::TERM),
+                () = received(&mut self.hangup) => pass_on(child, rustix::process::Signal::HUP),
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
     }
 }
 
-/// Sends a signal to the command, which is the child of the first process, which is the child of the first stage.
-fn pass_on(stage: &Child, signal: rustix::process::Signal) {
-    let children = |pid: u32| {
-        let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
-    };
-    let command = children(stage.id()).first().and_then(|first| children(*first).first().copied());
-    if let Some(command) = command {
-        send(command, signal);
+/// Never for a signal that is ignored.
+async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => std::future::pending().await,
     }
 }
 
-fn pass_on_directly(command: &Child, signal: rustix::process::Signal) {
-    send(command.id(), signal);
+/// The signals that this process ignores, one a bit.
+fn ignored() -> io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .ok_or_else(|| io::Error::other("/proc/self/status does not say what is ignored"))
 }
 
-fn send(pid: u32, signal: rustix::process::Signal) {
-    if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
+/// Sends a signal to the command, which is the child of the first process, which is the child of the first stage.
+fn pass_on(stage: &Child, signal: rustix::process::Signal) {
+    let command = children(stage.id()).first().and_then(|first| held_child(*first));
+    if let Some(command) = command {
         // It may have ended in this moment.
+        _ = rustix::process::pidfd_send_signal(command, signal);
+    }
+}
+
+/// The first child of a process. By its descriptor no later process is meant, and it was a child when it was held.
+fn held_child(parent: u32) -> Option<OwnedFd> {
+    let child = children(parent).first().copied()?;
+    let pid = rustix::process::Pid::from_raw(child.cast_signed())?;
+    let held = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
+    children(parent).contains(&child).then_some(held)
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+fn pass_on_directly(command: &Child, signal: rustix::process::Signal) {
+    // It has not been waited for: its number is its own.
+    if let Some(pid) = rustix::process::Pid::from_raw(command.id().cast_signed()) {
         _ = rustix::process::kill_process(pid, signal);
     }
 }

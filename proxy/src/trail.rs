@@ -7,12 +7,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use outgate_rules::{Decision, Denial, Enforcement, Reason, Revision, RuleRef, VettedAddr};
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::flow::Flow;
 use crate::gate::Gate;
 use crate::hello::ClientHello;
 use crate::record::{self, Closed, EndedBy, Verdict};
+use crate::recorder::Unqueued;
 use crate::relay::Outcome;
 
 /// How long the end of a flow waits for its own record. Beyond it the record is still written, and the sockets
@@ -123,10 +125,19 @@ impl Trail {
 
     /// Records how the flow ended. When records have to wait, the client and the origin do not wait with them.
     pub async fn close(mut self, outcome: Outcome) {
-        if let Some(end) = self.end.take() {
-            let written = self.gate.tasks.spawn(end.write(Arc::clone(&self.gate), outcome));
-            let _ = timeout(PATIENCE, written).await;
+        if let Some(waiting) = self.end(outcome) {
+            let _ = timeout(PATIENCE, waiting).await;
         }
+    }
+
+    /// Hands the last record over. Where there is no room for it, a task of its own waits for some.
+    fn end(&mut self, outcome: Outcome) -> Option<JoinHandle<()>> {
+        let unqueued = self.end.take()?.tell(&self.gate, outcome)?;
+        // Without a runtime the process is ending, and nobody writes records any more.
+        let runtime = Handle::try_current().ok()?;
+        let gate = Arc::clone(&self.gate);
+        let waiting = async move { gate.recorder.hand_over(unqueued).await };
+        Some(self.gate.tasks.spawn_on(waiting, &runtime))
     }
 
     /// Records that the flow goes no further, and gives the denial back.
@@ -143,15 +154,12 @@ impl Trail {
 
 impl Drop for Trail {
     fn drop(&mut self) {
-        // Without a runtime the process is ending, and nobody writes records any more.
-        if let (Some(end), Ok(_)) = (self.end.take(), Handle::try_current()) {
-            self.gate.tasks.spawn(end.write(Arc::clone(&self.gate), Outcome::side(EndedBy::Client)));
-        }
+        self.end(Outcome::side(EndedBy::Client));
     }
 }
 
 impl End {
-    async fn write(self: Box<Self>, gate: Arc<Gate>, outcome: Outcome) {
+    fn tell(self: Box<Self>, gate: &Gate, outcome: Outcome) -> Option<Unqueued> {
         let (bytes_up, bytes_down) = self.opened.as_ref().map_or((0, 0), |flow| flow.bytes());
         let held = self.opened.as_ref().and_then(|flow| flow.rule());
         let denied_by = outcome.denial.as_ref().and_then(|denial| denial.rule.as_ref());
@@ -173,7 +181,7 @@ impl End {
             ended_by: outcome.ended_by,
             status: self.status,
         };
-        gate.recorder.closed(&closed).await;
+        gate.recorder.closed(&closed)
     }
 }
 

@@ -25,7 +25,7 @@ use crate::session::Session;
 use crate::tunnel::{ACCESS_DENIED, FirstBytes, TLS_HANDSHAKE, Tunnel};
 
 /// Serves a flow that begins with a TLS hello. `port` is the one that it is for where the client dialled the gate.
-pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port) -> Option<Tunnel> {
+pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port) -> Option<Box<Tunnel>> {
     let (stream, mut ahead) = client.into_parts();
     let hello = read_hello(&stream, &mut ahead, deadline(gate, session)).await;
     if ahead.is_empty() && session.original.is_none() {
@@ -50,7 +50,7 @@ pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port
 }
 
 /// Serves a flow to port 80: requests, each decided on its own; or TLS, as some clients speak it there.
-pub async fn http(gate: &Arc<Gate>, session: &Session, mut client: Client) -> Option<Tunnel> {
+pub async fn http(gate: &Arc<Gate>, session: &Session, mut client: Client) -> Option<Box<Tunnel>> {
     let deadline = deadline(gate, session);
     match client.first_byte(deadline).await {
         Ok(TLS_HANDSHAKE) => return tls(gate, session, client, Port::HTTP).await,
@@ -66,7 +66,7 @@ pub async fn http(gate: &Arc<Gate>, session: &Session, mut client: Client) -> Op
     let original = session.original.map(|original| original.ip());
     match Box::pin(http::serve_intercepted(gate, session, client, first, original)).await {
         After::Closed => {}
-        After::Tunnel(tunnel) => return Some(*tunnel),
+        After::Tunnel(tunnel) => return Some(tunnel),
         After::Bad(client, bad) => reject(gate, session, client, bad).await,
         After::Connect(client, head) => {
             reject(gate, session, client, head::bad(Reason::TargetForm, &head.raw)).await;
@@ -76,7 +76,7 @@ pub async fn http(gate: &Arc<Gate>, session: &Session, mut client: Client) -> Op
 }
 
 /// Serves a flow to any other port, whose first bytes may come from either side.
-pub async fn tcp(gate: &Arc<Gate>, session: &Session, client: Client) -> Option<Tunnel> {
+pub async fn tcp(gate: &Arc<Gate>, session: &Session, client: Client) -> Option<Box<Tunnel>> {
     let Some(original) = session.original else {
         reject(gate, session, client, Reason::NotRedirected.into()).await;
         return None;
@@ -95,7 +95,7 @@ pub async fn tcp(gate: &Arc<Gate>, session: &Session, client: Client) -> Option<
 }
 
 /// What was sent to port 80 is no request. It may still go where a rule opens the address to anything.
-async fn not_http(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) -> Option<Tunnel> {
+async fn not_http(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadHead) -> Option<Box<Tunnel>> {
     if session.original.is_none() {
         reject(gate, session, client, bad).await;
         return None;
@@ -120,7 +120,7 @@ async fn not_http(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadH
 }
 
 /// A flow whose first bytes have been judged.
-fn pass(client: TcpStream, ahead: BytesMut, dialled: Dialled) -> Tunnel {
+fn pass(client: TcpStream, ahead: BytesMut, dialled: Dialled) -> Box<Tunnel> {
     let Dialled { origin, flow, trail, .. } = dialled;
     Tunnel::judged(client, origin, flow, trail, ahead)
 }

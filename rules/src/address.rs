@@ -120,15 +120,8 @@ pub(crate) fn boundaries() -> impl Iterator<Item = IpNet> {
 /// Private ranges, global unicast, and what has an IPv4 address inside, for [`boundaries`].
 const PRIVATE: [&str; 6] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "2000::/3"];
-const FORMS: [&str; 7] = [
-    "::/127",
-    "::/96",
-    "::ffff:0:0/96",
-    "::ffff:0:0:0/96",
-    "64:ff9b::/96",
-    "2002::/16",
-    "2001::/32",
-];
+const FORMS: [&str; 7] =
+    ["::/127", "::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "2002::/16", "2001::/32"];
 
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = address.segments();

@@ -5,7 +5,10 @@
 mod clients;
 mod command;
 mod escapes;
+mod ordinary;
 mod policy;
+mod terminal;
+mod without_nf_tables;
 
 use std::path::{Path, PathBuf};
 
@@ -37,7 +40,8 @@ impl Desk {
         let policy = write(lab.folder(), "policy/policy.yaml", POLICY);
         let named = ["run".to_owned(), "--policy".to_owned(), policy.display().to_string()];
         let flags = flags.iter().map(|flag| (*flag).to_owned());
-        let words = [binary().display().to_string()].into_iter().chain(named).chain(flags).chain(["--".to_owned()]);
+        let words =
+            [binary().display().to_string()].into_iter().chain(named).chain(flags).chain(["--".to_owned()]);
         Some(Self { words: words.collect(), lab })
     }
 
@@ -49,11 +53,6 @@ impl Desk {
     /// A shell's line in a sandbox.
     fn sh(&self, line: &str) -> Ran {
         self.inside().run("sh", &["-c", line])
-    }
-
-    /// Some Python in a sandbox.
-    fn python(&self, program: &str) -> Ran {
-        self.inside().run("/usr/bin/python3", &["-c", program])
     }
 }
 

@@ -99,8 +99,7 @@ fn what_shows_no_name_goes_nowhere_each_for_its_reason() {
 #[test]
 fn a_hello_that_does_not_end_in_time_is_denied_from_the_accept_on() {
     let world = World::new();
-    let gate =
-        world.gate(allow_one(NAME, &[443])).set("listen.tls", "127.0.0.1:0").set("limits.head", "1s");
+    let gate = world.gate(allow_one(NAME, &[443])).set("listen.tls", "127.0.0.1:0").set("limits.head", "1s");
     let gate = gate.start();
     let mut client = to(&gate, "tls");
     let hello = world.authority.hello(NAME);

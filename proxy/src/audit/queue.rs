@@ -222,15 +222,26 @@ impl Shared {
     /// the writing thread for a while.
     pub(super) fn write_now(&self, line: &[u8]) -> Now {
         let held = self.held(line);
+        self.write_now_with(held, line.len(), 1, |batch| batch.push(line, held, None))
+    }
+
+    /// As [`Shared::write_now`], of one record or more.
+    pub(super) fn write_all_now(&self, lines: &Lines) -> Now {
+        let length = lines.bytes.len();
+        let Ok(held) = u32::try_from(length) else { return Now::Busy };
+        self.write_now_with(held, length, lines.ends.len(), |batch| batch.append(lines, None))
+    }
+
+    fn write_now_with(&self, held: u32, length: usize, records: usize, push: impl FnOnce(&mut Batch)) -> Now {
         let Ok(room) = self.room.try_acquire_many(held) else { return Now::Busy };
         let mut queue = self.lock();
-        if !self.may_write_now(&queue, line.len()) {
+        if !self.may_write_now(&queue, length) {
             return Now::Busy;
         }
         let Some(mut output) = queue.output.take() else { return Now::Busy };
         room.forget();
-        self.queued_records.fetch_add(1, Ordering::Relaxed);
-        queue.batch.push(line, held, None);
+        self.queued_records.fetch_add(records as u64, Ordering::Relaxed);
+        push(&mut queue.batch);
         let mut batch = queue.take_batch();
         drop(queue);
         self.write_once(&mut output, &mut batch);
@@ -342,6 +353,11 @@ impl Shared {
     /// Records that were queued and will not be written.
     pub(super) fn give_up(&self) {
         self.dropped.fetch_add(self.queued_records.load(Ordering::Relaxed), Ordering::Relaxed);
+        // Whoever waits for one of them learns that nobody writes any more.
+        let mut queue = self.lock();
+        let lost = (mem::take(&mut queue.batch), queue.unfinished.take());
+        drop(queue);
+        drop(lost);
     }
 
     fn count_dropped(&self) {

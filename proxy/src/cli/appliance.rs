@@ -61,7 +61,11 @@ pub(super) fn run(command: &Command) -> Exit {
 fn gateway(target: &Target, config: &Config) -> Appliance {
     let settings = config.appliance.clone().unwrap_or_default();
     let ports = if config.appliance.is_some() { ports_of(config) } else { ports_of(&Config::of_appliance()) };
-    if target.sidecar { Appliance::beside(&settings, ports, target.uid) } else { Appliance::new(&settings, ports) }
+    if target.sidecar {
+        Appliance::beside(&settings, ports, target.uid)
+    } else {
+        Appliance::new(&settings, ports)
+    }
 }
 
 fn up(gateway: &Appliance, target: &Target, rules: &Arc<outgate_rules::RuleSet>) -> Exit {

@@ -1,6 +1,8 @@
 //! `outgate run`, `outgate trust`, and the two stages of a sandbox, which nobody calls by hand.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -61,7 +63,7 @@ pub(super) struct Trust {
 
 #[derive(Args, Debug)]
 pub(super) struct Stage {
-    plan: OsString,
+    plan: Vec<OsString>,
     #[arg(last = true)]
     command: Vec<OsString>,
 }
@@ -69,6 +71,14 @@ pub(super) struct Stage {
 /// Runs a command in a sandbox.
 pub(super) fn run(run: Run) -> ExitCode {
     let tally = Arc::<Tally>::default();
+    // Before the command runs, which could make it a link to something else.
+    let mut learned = match run.learn.as_deref().map(open_to_learn).transpose() {
+        Ok(learned) => learned,
+        Err(message) => {
+            say(&format_args!("outgate: {message}"));
+            return ExitCode::from(NOT_RUN);
+        }
+    };
     let code = match prepare(&run, &tally) {
         Ok(prepared) if run.proxy_only => block_on(sandbox::run_by_proxy(prepared)),
         Ok(prepared) => block_on(sandbox::run(prepared)),
@@ -85,20 +95,35 @@ pub(super) fn run(run: Run) -> ExitCode {
         }
         Err(_) => NOT_RUN,
     };
-    tell(&run, &tally);
+    match learned.as_mut() {
+        Some((path, file)) => write_learned(path, file, &tally, run.quiet),
+        None if run.quiet => {}
+        None => tell(&tally),
+    }
     ExitCode::from(code)
 }
 
-/// What was denied, or where what was learned has been written.
-fn tell(run: &Run, tally: &Tally) {
-    if let Some(file) = &run.learn {
-        match std::fs::write(file, tally.policy()) {
-            Ok(()) if run.quiet => {}
-            Ok(()) => say(&format_args!("outgate: the policy of this run is in {}", file.display())),
-            Err(error) => say(&format_args!("outgate: {}: {error}", file.display())),
-        }
-    } else if let Some(denials) = tally.denials().filter(|_| !run.quiet) {
-        say(&format_args!("outgate: denied, each with the line under `outbound_rules:` that would allow it:\n{denials}"));
+/// What was denied.
+fn tell(tally: &Tally) {
+    if let Some(denials) = tally.denials() {
+        say(&format_args!(
+            "outgate: denied, each with the line under `outbound_rules:` that would allow it:\n{denials}"
+        ));
+    }
+}
+
+fn open_to_learn(path: &Path) -> Result<(PathBuf, File), String> {
+    let file = File::options().write(true).create(true).truncate(false).open(path);
+    file.map(|file| (path.to_owned(), file)).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Writes what was learned, and says where.
+fn write_learned(path: &Path, file: &mut File, tally: &Tally, quiet: bool) {
+    let policy = tally.policy();
+    match file.set_len(0).and_then(|()| file.write_all(policy.as_bytes())) {
+        Ok(()) if quiet => {}
+        Ok(()) => say(&format_args!("outgate: the policy of this run is in {}", path.display())),
+        Err(error) => say(&format_args!("outgate: {}: {error}", path.display())),
     }
 }
 
@@ -132,7 +157,8 @@ fn rules(run: &Run) -> Result<(Compiled, Vec<PathBuf>), String> {
         let source = Source { name: "command line".to_owned(), bytes: text.into_bytes() };
         let read = &mut |path: &str| Err(format!("{path} is not read"));
         let compiled = policy::compile(&[source], read, None, Timestamp::now());
-        return Ok((compiled.map_err(|mistakes| mistakes.to_string())?, protected(&[])));
+        let learned: Vec<PathBuf> = run.learn.iter().filter(|path| path.is_file()).cloned().collect();
+        return Ok((compiled.map_err(|mistakes| mistakes.to_string())?, protected(&learned)));
     }
     let paths = policy_paths(run)?;
     let mut files = PolicyFiles::new(paths.clone());
@@ -182,11 +208,17 @@ fn fingerprint(policy: &Path) -> Result<Fingerprint, String> {
 }
 
 /// What a sandbox may not write: the policy, the user's own and the record of what was trusted, with their folders.
+/// These are made where they are missing, lest the command make them.
 fn protected(policy: &[PathBuf]) -> Vec<PathBuf> {
     let own = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(USER_POLICY));
-    let own = own.as_deref().and_then(Path::parent).map(Path::to_owned);
     let trusted = Trusted::by_user().map(|trusted| trusted.folder().to_owned());
-    let mut all: Vec<PathBuf> = policy.iter().cloned().chain(own).chain(trusted).collect();
+    let folders: Vec<PathBuf> =
+        own.as_deref().and_then(Path::parent).map(Path::to_owned).into_iter().chain(trusted).collect();
+    for folder in &folders {
+        // Where the user cannot make it, the command cannot either.
+        _ = std::fs::create_dir_all(folder);
+    }
+    let mut all: Vec<PathBuf> = policy.iter().cloned().chain(folders).chain(own).collect();
     all.retain(|path| path.exists());
     all.sort();
     all.dedup();
@@ -244,8 +276,8 @@ pub(super) fn first_process(stage: &Stage) -> ExitCode {
 }
 
 fn plan(stage: &Stage) -> anyhow::Result<Plan> {
-    let text = stage.plan.to_str().unwrap_or_default();
-    Plan::from_argument(text).map_err(|_| anyhow::anyhow!("this is a part of `outgate run`, not a command"))
+    Plan::from_arguments(&stage.plan)
+        .map_err(|_| anyhow::anyhow!("this is a part of `outgate run`, not a command"))
 }
 
 fn ended(code: anyhow::Result<u8>) -> ExitCode {

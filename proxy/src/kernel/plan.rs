@@ -11,7 +11,7 @@
 //!
 //! - No shortcut for established flows comes before the verdict, but for replies. A reload so holds for packets of open
 //!   flows, too; whoever reloads deletes the conntrack entries of those that end, lest their replies still pass.
-//! - The first packet of a flow that passes is told of, and its flow marked: see [`mark`](crate::network::mark). What
+//! - The first packet of a flow that passes is told of, and its flow marked: see [`mark`]. What
 //!   began before a name's answer ran out goes on by that mark.
 //! - Where the gate's process is gone, TPROXY finds no socket and the next rule refuses.
 //!
@@ -150,7 +150,7 @@ pub fn closed(appliance: &Appliance) -> Table {
     let mut draft = Draft::new(appliance, Revision::new([0; 6]));
     draft.clients();
     let hook = hook(HookKind::Filter, HookPlace::Forward, 0, Policy::Drop);
-    let refused = draft.from_clients([], &Verdict::Goto(REFUSE.into()));
+    let refused = draft.of_clients([], &Verdict::Goto(REFUSE.into()));
     let chains = vec![chain("forward", Some(hook), refused), draft.refuse()];
     draft.finish(chains)
 }
@@ -401,7 +401,7 @@ impl<'a> Draft<'a> {
             let marked = Do(Statement::SetMark(self.appliance.mark));
             rules.push(Rule::new(ours.into_iter().chain([marked, ACCEPT])));
             rules.push(Rule::new([Is(Match::CtDirection(CtDirection::Reply)), RETURN]));
-            rules.extend(self.from_clients([is_protocol(TCP)], &Verdict::Goto(INTERCEPT.into())));
+            rules.extend(self.of_clients([is_protocol(TCP)], &Verdict::Goto(INTERCEPT.into())));
         }
         chain("arriving", Some(hook(HookKind::Filter, HookPlace::Prerouting, -150, Policy::Accept)), rules)
     }
@@ -478,7 +478,7 @@ impl<'a> Draft<'a> {
         }
         if self.appliance.redirection == Redirection::Redirect {
             rules.push(Rule::new([Is(Match::LocalDestination), ACCEPT]));
-            rules.extend(self.from_clients([is_protocol(TCP)], &Verdict::Goto(INTERCEPT.into())));
+            rules.extend(self.of_clients([is_protocol(TCP)], &Verdict::Goto(INTERCEPT.into())));
         }
         chain("redirecting", Some(hook), rules)
     }
@@ -548,7 +548,7 @@ impl<'a> Draft<'a> {
         self.appliance.masquerade.then(|| chain("leaving", Some(hook), rules))
     }
 
-    fn from_clients<const N: usize>(&self, matches: [Expr; N], verdict: &Verdict) -> Vec<Rule> {
+    fn of_clients<const N: usize>(&self, matches: [Expr; N], verdict: &Verdict) -> Vec<Rule> {
         let rule = |family: &Family| {
             let all = [from_client(*family)].into_iter().chain(matches.clone());
             Rule::new(all.chain([Expr::Verdict(verdict.clone())]))

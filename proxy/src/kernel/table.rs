@@ -1,6 +1,6 @@
 //! A table of the kernel's firewall as typed data: chains, rules and sets, in the words of nftables.
 //!
-//! What stands here is written twice, by [`encode`](super::encode) for the kernel and by [`text`](super::text)
+//! What stands here is written twice, by `encode` for the kernel and by [`text`](super::text)
 //! for people, and both start with [`Table::check`]: a table that holds together in one form does in the other.
 //! Only the expressions that the gate needs are there, and they read like a line of `nft`:
 //!

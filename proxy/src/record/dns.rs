@@ -167,7 +167,7 @@ impl Pen {
 
 /// The text that was written last in one place of the line, and what it was about.
 #[derive(Debug)]
-struct Worded<K> {
+pub(super) struct Worded<K> {
     about: Option<K>,
     text: Vec<u8>,
 }
@@ -180,7 +180,7 @@ impl<K> Default for Worded<K> {
 
 impl<K> Worded<K> {
     /// Appends the text about what `key` gives, which `word` makes where the last one was about something else.
-    fn put(
+    pub(super) fn put(
         &mut self,
         line: &mut Vec<u8>,
         same: impl FnOnce(&K) -> bool,
@@ -200,18 +200,18 @@ impl<K> Worded<K> {
 
 /// What tells rules apart without keeping a rule set alive.
 #[derive(Debug)]
-struct RuleKey {
+pub(super) struct RuleKey {
     name: Arc<str>,
     file: Arc<str>,
     line: u32,
 }
 
 impl RuleKey {
-    fn of(rule: &RuleRef) -> Self {
+    pub(super) fn of(rule: &RuleRef) -> Self {
         Self { name: Arc::clone(&rule.name), file: Arc::clone(&rule.place.file), line: rule.place.line }
     }
 
-    fn is_of(&self, rule: &RuleRef) -> bool {
+    pub(super) fn is_of(&self, rule: &RuleRef) -> bool {
         self.line == rule.place.line
             && Arc::ptr_eq(&self.name, &rule.name)
             && Arc::ptr_eq(&self.file, &rule.place.file)
@@ -231,11 +231,11 @@ fn question(asked: &Asked, line: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-fn put<const N: usize>(line: &mut Vec<u8>, texts: [&str; N]) {
+pub(super) fn put<const N: usize>(line: &mut Vec<u8>, texts: [&str; N]) {
     texts.iter().for_each(|text| line.extend_from_slice(text.as_bytes()));
 }
 
-fn put_address(address: IpAddr, line: &mut Vec<u8>) -> io::Result<()> {
+pub(super) fn put_address(address: IpAddr, line: &mut Vec<u8>) -> io::Result<()> {
     let IpAddr::V4(address) = address else { return write!(line, "{address}") };
     for (index, octet) in address.octets().into_iter().enumerate() {
         if index > 0 {
@@ -246,7 +246,7 @@ fn put_address(address: IpAddr, line: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-fn put_number(mut number: u64, line: &mut Vec<u8>) {
+pub(super) fn put_number(mut number: u64, line: &mut Vec<u8>) {
     let start = line.len();
     loop {
         line.push(b'0' + (number % 10) as u8);

@@ -12,7 +12,7 @@ fn a_decision_by_a_rule() {
     let decision = decide("pypi.org:443");
     let flow = connect("pypi.org:443");
     assert_eq!(
-        line(&Decided::by_rules(&flow, &decision, time())),
+        told(&Decided::by_rules(&flow, &decision, time())),
         r#"{"v":1,"time":"2026-11-21T01:02:03.120000Z","event":"decision","kind":"connect","session":"1a2b3c4d-1","listener":"proxy","client":"10.1.0.4","client_port":51234,"host":"pypi.org","port":443,"protocol":"TCP","verdict":"allow","mode":"enforce","reason":"rule","rule":{"name":"pypi","file":"policy.yaml","line":12},"revision":"000000000000"}"#
     );
 }
@@ -26,7 +26,7 @@ fn a_denied_request() {
     flow.request = Some(HttpRequest::new("GET", "/simple/?token=secret"));
     let decided = Decided::by_rules(&flow, &decision, time());
     assert_eq!(
-        line(&decided),
+        told(&decided),
         r#"{"v":1,"time":"2026-11-21T01:02:03.120000Z","event":"decision","kind":"http","session":"1a2b3c4d-1","exchange":2,"listener":"proxy","client":"10.1.0.4","client_port":51234,"host":"evil.example","port":80,"protocol":"TCP","method":"GET","path":"/simple/","verdict":"deny","mode":"enforce","reason":"no-rule","revision":"000000000000"}"#
     );
     assert_eq!(decided.denial().unwrap(), "denied 10.1.0.4 -> evil.example:80: no rule allows it");
@@ -37,7 +37,7 @@ fn a_denial_that_is_only_recorded_says_so() {
     let decision = decide("evil.example:80");
     let flow = connect("evil.example:80");
     let decided = Decided { enforcement: Enforcement::Report, ..Decided::by_rules(&flow, &decision, time()) };
-    assert!(line(&decided).contains(r#""verdict":"deny","mode":"report""#));
+    assert!(told(&decided).contains(r#""verdict":"deny","mode":"report""#));
     assert_eq!(decided.denial().unwrap(), "would deny 10.1.0.4 -> evil.example:80: no rule allows it");
 }
 
@@ -45,7 +45,7 @@ fn a_denial_that_is_only_recorded_says_so() {
 fn bad_input_without_a_policy() {
     let flow = Flow { asked: Asked::text(b"user:pass@pypi.org:443"), ..connect("pypi.org:443") };
     assert_eq!(
-        line(&Decided::by_gate(&flow, Reason::HostUserInfo, None, time())),
+        told(&Decided::by_gate(&flow, Reason::HostUserInfo, None, time())),
         r#"{"v":1,"time":"2026-11-21T01:02:03.120000Z","event":"decision","kind":"connect","session":"1a2b3c4d-1","listener":"proxy","client":"10.1.0.4","client_port":51234,"asked":"***@pypi.org:443","protocol":"TCP","verdict":"deny","mode":"enforce","reason":"host-user-info"}"#
     );
 }
@@ -70,7 +70,7 @@ fn a_flow_that_is_over() {
         status: Some(200),
     };
     assert_eq!(
-        line(&closed),
+        told(&closed),
         r#"{"v":1,"time":"2026-11-21T01:02:03.120000Z","event":"close","kind":"connect","session":"1a2b3c4d-1","listener":"proxy","client":"10.1.0.4","client_port":51234,"host":"2001:db8::1","port":443,"protocol":"TCP","sni":"pypi.org","ech":true,"verdict":"allow","mode":"enforce","reason":"rule","rule":{"name":"pypi","file":"policy.yaml","line":12},"revision":"000000000000","address":"2001:db8::1","address_port":443,"bytes_up":12,"bytes_down":34,"duration_ms":56,"ended_by":"client","status":200}"#
     );
     assert_eq!(closed.denial(), None);
@@ -137,7 +137,7 @@ fn hostile_text_stays_inside_its_field_of_its_line() {
             hello: Some(Hello::new(Some(input), false)),
             ..connect("pypi.org:443")
         };
-        let line = line(&Decided::by_gate(&flow, Reason::HostCharacter, None, time()));
+        let line = told(&Decided::by_gate(&flow, Reason::HostCharacter, None, time()));
         assert!(line.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{line}");
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         let bounded = |max| cut(&text, max).to_owned();
@@ -172,7 +172,7 @@ fn text_is_bounded_and_without_secrets() {
         hello: Some(Hello::new(Some(long.as_bytes()), true)),
         ..connect("pypi.org:443")
     };
-    let line = line(&Decided::by_gate(&flow, Reason::HostTooLong, None, time()));
+    let line = told(&Decided::by_gate(&flow, Reason::HostTooLong, None, time()));
     assert!(line.len() < 16 * 1024, "{} bytes", line.len());
 }
 
@@ -180,16 +180,42 @@ fn text_is_bounded_and_without_secrets() {
 fn every_reason_has_its_verdict_and_its_code_in_the_record() {
     let flow = connect("pypi.org:443");
     for reason in Reason::ALL {
-        let line = line(&Decided::by_gate(&flow, *reason, None, time()));
+        let line = told(&Decided::by_gate(&flow, *reason, None, time()));
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["reason"], reason.code());
         assert_eq!(value["verdict"], if reason.allows() { "allow" } else { "deny" }, "{line}");
     }
 }
 
+trait Told {
+    fn write(&self, line: &mut Vec<u8>) -> std::io::Result<()>;
+}
+
+impl Told for Decided<'_> {
+    fn write(&self, line: &mut Vec<u8>) -> std::io::Result<()> {
+        self.write_line(line)
+    }
+}
+
+impl Told for Closed<'_> {
+    fn write(&self, line: &mut Vec<u8>) -> std::io::Result<()> {
+        self.write_line(line)
+    }
+}
+
+fn told(event: &impl Told) -> String {
+    let mut line = Vec::new();
+    event.write(&mut line).unwrap();
+    one_line(line)
+}
+
 fn line(event: &impl Serialize) -> String {
     let mut line = Vec::new();
     write_line(event, &mut line).unwrap();
+    one_line(line)
+}
+
+fn one_line(line: Vec<u8>) -> String {
     let text = String::from_utf8(line).unwrap();
     assert_eq!(text.matches('\n').count(), 1);
     text.strip_suffix('\n').unwrap().to_owned()

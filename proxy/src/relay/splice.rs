@@ -13,8 +13,10 @@ use outgate_rules::Reason;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 
-use super::Outcome;
+use super::{Outcome, TURN};
+use crate::readiness::writable;
 use crate::record::EndedBy;
 use crate::upload::Grant;
 
@@ -73,6 +75,7 @@ pub(super) async fn drain(
     grant: &impl Fn(usize) -> Grant,
     (reader, writer): (EndedBy, EndedBy),
 ) -> Result<Pause, Outcome> {
+    let mut moved = 0;
     loop {
         let read = match from.try_io(Interest::READABLE, || move_bytes(from, &pipe.write, PIPE)) {
             Ok(0) => {
@@ -89,6 +92,11 @@ pub(super) async fn drain(
         let Grant { bytes, stop } = grant(read);
         empty(&pipe, to, bytes as usize).await.map_err(|_| Outcome::side(writer))?;
         stop.map_or(Ok(()), |reason: Reason| Err(Outcome::gate(reason)))?;
+        moved += read;
+        if moved >= TURN {
+            moved = 0;
+            yield_now().await;
+        }
     }
 }
 
@@ -99,7 +107,7 @@ async fn empty(pipe: &Pipe, to: &TcpStream, mut bytes: usize) -> io::Result<()> 
             // A pipe with bytes in it has no end.
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => bytes = bytes.saturating_sub(written),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => writable(to).await?,
             Err(error) => return Err(error),
         }
     }

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
 
@@ -98,7 +98,8 @@ fn sort_out(manifest: Manifest, descriptors: Vec<OwnedFd>) -> Option<Sockets> {
         let way = [Way::Tls, Way::Http, Way::Tcp].into_iter().find(|known| known.name() == way)?;
         tcp.push((way, TcpListener::from(descriptors.next()?)));
     }
-    let (lookups, lookup_streams) = (UdpSocket::from(descriptors.next()?), TcpListener::from(descriptors.next()?));
+    let (lookups, lookup_streams) =
+        (UdpSocket::from(descriptors.next()?), TcpListener::from(descriptors.next()?));
     Some(Sockets { tcp, lookups, lookup_streams })
 }
 
@@ -117,7 +118,11 @@ mod tests {
         };
         let addresses = |sockets: &Sockets| {
             let tcp = sockets.tcp.iter().map(|(way, socket)| (*way, socket.local_addr().unwrap()));
-            (tcp.collect::<Vec<_>>(), sockets.lookups.local_addr().unwrap(), sockets.lookup_streams.local_addr().unwrap())
+            (
+                tcp.collect::<Vec<_>>(),
+                sockets.lookups.local_addr().unwrap(),
+                sockets.lookup_streams.local_addr().unwrap(),
+            )
         };
         let sent = addresses(&sockets);
         let sender = std::thread::spawn(move || hand_over(&mut inside, &sockets));

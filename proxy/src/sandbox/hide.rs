@@ -38,7 +38,8 @@ pub(super) fn separate() -> Result<(), MountError> {
 /// Where parts of the present `/proc` are covered, as container engines do: the kernel wants it whole.
 pub(super) fn own_proc() -> Result<(), MountError> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("proc", "/proc", "proc", flags, None).map_err(|error| failed("cannot mount", Path::new("/proc"), error))
+    mount("proc", "/proc", "proc", flags, None)
+        .map_err(|error| failed("cannot mount", Path::new("/proc"), error))
 }
 
 /// Hides and protects what `files` says.
@@ -58,19 +59,48 @@ pub(super) fn apply(files: &Files) -> Result<(), MountError> {
     for folder in &files.hidden_folders {
         empty(folder, &files.kept)?;
     }
-    Ok(())
+    for settings in &files.kernel_settings {
+        keep_as_it_is(settings)?;
+    }
+    own_queues()
 }
 
 /// Binds a folder on itself: what is a mount point cannot be renamed or removed.
 fn pin(folder: &Path) -> Result<(), MountError> {
-    mount_bind_recursive(folder, folder).map_err(|error| failed("cannot pin", folder, error))
+    or_out_of_reach(mount_bind_recursive(folder, folder)).map_err(|error| failed("cannot pin", folder, error))
 }
 
 /// Lets a file or folder be read and not written.
 fn protect(path: &Path) -> Result<(), MountError> {
     let fail = |error| failed("cannot protect", path, error);
-    mount_bind_recursive(path, path).map_err(fail)?;
-    remount_read_only(path).map_err(fail)
+    let result = mount_bind_recursive(path, path).and_then(|()| remount_read_only(path));
+    or_out_of_reach(result).map_err(fail)
+}
+
+/// Lets the kernel's settings be read only. Their files belong to user 0, whom the kernel asks for no capability.
+fn keep_as_it_is(settings: &Path) -> Result<(), MountError> {
+    let result = match remount_read_only(settings) {
+        // It is a folder and no mount.
+        Err(rustix::io::Errno::INVAL) => return protect(settings),
+        result => result,
+    };
+    or_out_of_reach(result).map_err(|error| failed("cannot protect", settings, error))
+}
+
+/// Message queues belong to the IPC namespace, but for those that can be seen in the file system.
+fn own_queues() -> Result<(), MountError> {
+    let folder = Path::new("/dev/mqueue");
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    or_out_of_reach(mount("mqueue", folder, "mqueue", flags, None))
+        .map_err(|error| failed("cannot hide", folder, error))
+}
+
+/// What this user cannot reach, the command cannot either.
+fn or_out_of_reach(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
+    match result {
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS | rustix::io::Errno::NOTDIR) => Ok(()),
+        result => result,
+    }
 }
 
 /// The flags that the mount has stay: a namespace of an ordinary user may not take any of them away.
@@ -81,6 +111,7 @@ fn remount_read_only(path: &Path) -> rustix::io::Result<()> {
         (rustix::fs::StatVfsMountFlags::NODEV, MountFlags::NODEV),
         (rustix::fs::StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
         (rustix::fs::StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (rustix::fs::StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
         (rustix::fs::StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
     ];
     let kept = kept.into_iter().filter(|(has, _)| present.contains(*has));
@@ -88,13 +119,9 @@ fn remount_read_only(path: &Path) -> rustix::io::Result<()> {
     mount_remount(path, flags, c"")
 }
 
-/// Covers a socket by a file that nobody listens at.
+/// Covers a socket, or a device, by a file that nobody listens at.
 fn cover(socket: &Path) -> Result<(), MountError> {
-    match mount_bind("/dev/null", socket) {
-        // It has gone since it was seen.
-        Err(rustix::io::Errno::NOENT) => Ok(()),
-        result => result.map_err(|error| failed("cannot hide", socket, error)),
-    }
+    or_out_of_reach(mount_bind("/dev/null", socket)).map_err(|error| failed("cannot hide", socket, error))
 }
 
 /// Covers a folder by an empty one, in which only what is kept is found.
@@ -106,7 +133,9 @@ fn empty(folder: &Path, kept: &[PathBuf]) -> Result<(), MountError> {
         .filter_map(|path| Some((path.clone(), Kept::open(path).ok()?)))
         .collect();
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    mount("tmpfs", folder, "tmpfs", flags, Some(c"mode=0755,size=16m")).map_err(fail)?;
+    // Shared memory is there to be used, as much of it as outside.
+    let options = if folder.ends_with("shm") { c"mode=1777" } else { c"mode=0755,size=16m" };
+    mount("tmpfs", folder, "tmpfs", flags, Some(options)).map_err(fail)?;
     for (path, kept) in kept {
         kept.show_at(&path).map_err(|error| MountError { what: "cannot keep", path, error })?;
     }

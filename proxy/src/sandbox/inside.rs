@@ -22,8 +22,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::handover::{Sockets, hand_over};
 use super::plan::Plan;
 use super::{capabilities, hide, links};
-use crate::kernel::{self, Kept};
 use crate::kernel::plan::{Appliance, Ports, Redirection};
+use crate::kernel::{self, Kept};
 use crate::listener::Way;
 
 /// What a shell says of a program that was ended by a signal: this and the signal's number.
@@ -35,8 +35,11 @@ const BACKLOG: i32 = 1024;
 ///
 /// # Errors
 /// When there can be no sandbox: then the command has not run.
-pub fn run(plan: &Plan, argument: &OsString, command: &[OsString]) -> anyhow::Result<u8> {
+pub fn run(plan: &Plan, arguments: &[OsString], command: &[OsString]) -> anyhow::Result<u8> {
     end_with_parent().context("cannot be bound to the gate's life")?;
+    // Whatever the caller had open stays the caller's. The first process must not hold it either: the command would
+    // find it below /proc/1.
+    close_fds::set_fds_cloexec(3, &[]);
     // They come from the terminal to all that stands in its foreground, and are for the command to answer.
     [Signal::SIGINT, Signal::SIGQUIT].into_iter().collect::<SigSet>().thread_block()?;
     let mut gate = UnixStream::connect(&plan.handover).context("the gate has gone")?;
@@ -48,7 +51,7 @@ pub fn run(plan: &Plan, argument: &OsString, command: &[OsString]) -> anyhow::Re
     capabilities::keep_for_mounts().context("cannot keep what mounting needs")?;
     let status = Command::new("/proc/self/exe")
         .arg("sandbox-first-process")
-        .arg(argument)
+        .args(arguments)
         .arg("--")
         .args(command)
         .status()
@@ -156,7 +159,9 @@ fn listeners(plan: &Plan) -> anyhow::Result<Sockets> {
 /// Where the kernel cannot redirect, every address is this host's own, and each port needs a listener.
 fn any_address_listeners(plan: &Plan) -> anyhow::Result<Sockets> {
     let mut tcp = Vec::new();
-    for port in [443, 80].into_iter().chain(plan.ports.iter().copied().filter(|port| ![80, 443, 53].contains(port))) {
+    for port in
+        [443, 80].into_iter().chain(plan.ports.iter().copied().filter(|port| ![80, 443, 53].contains(port)))
+    {
         let way = match port {
             443 => Way::Tls,
             80 => Way::Http,

@@ -73,7 +73,10 @@ pub(super) fn route_by_loopback() -> Result<(), Failure> {
 pub(super) fn make_every_address_local() -> Result<(), Failure> {
     let mut socket = Socket::open(Bus::Route)?;
     for_each_family(|address| {
-        socket.request(&everything(address, [LOCAL_TABLE, BY_BOOT, SCOPE_HOST, LOCAL]))
+        let (_, _, source) = parts(address);
+        // Else the address that is dialled would be the client's own as well.
+        let route = everything(address, [LOCAL_TABLE, BY_BOOT, SCOPE_HOST, LOCAL]);
+        socket.request(&route.with(ROUTE_SOURCE, &source))
     })
 }
 

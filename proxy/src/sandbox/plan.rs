@@ -25,7 +25,7 @@ pub struct Plan {
 /// What of the file system is not as it is outside.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Files {
-    /// Sockets that lead round the gate: each is covered by an empty file.
+    /// Sockets and devices that lead round the gate: each is covered by an empty file.
     pub hidden_sockets: Vec<PathBuf>,
     /// Folders of sockets: each is covered by an empty folder.
     pub hidden_folders: Vec<PathBuf>,
@@ -35,22 +35,51 @@ pub struct Files {
     pub read_only: Vec<PathBuf>,
     /// Folders above those: they cannot be renamed.
     pub pinned: Vec<PathBuf>,
+    /// The kernel's own files: they can be read and not written.
+    pub kernel_settings: Vec<PathBuf>,
 }
 
+/// The most bytes of one argument: the kernel takes 128 KiB (`MAX_ARG_STRLEN`).
+const ARGUMENT: usize = 100 * 1024;
+
 impl Plan {
-    /// The plan as one argument.
+    /// The plan as arguments.
     ///
     /// # Errors
     /// When a path is not UTF-8.
-    pub fn to_argument(&self) -> serde_json::Result<OsString> {
-        serde_json::to_string(self).map(OsString::from)
+    pub fn to_arguments(&self) -> serde_json::Result<Vec<OsString>> {
+        let text = serde_json::to_string(self)?;
+        let mut rest = text.as_str();
+        let mut arguments = Vec::new();
+        while !rest.is_empty() {
+            let (first, behind) = rest.split_at(rest.floor_char_boundary(ARGUMENT));
+            arguments.push(first.into());
+            rest = behind;
+        }
+        Ok(arguments)
     }
 
-    /// The plan that [`Plan::to_argument`] made.
+    /// The plan that [`Plan::to_arguments`] made.
     ///
     /// # Errors
     /// When it is none.
-    pub fn from_argument(argument: &str) -> serde_json::Result<Self> {
-        serde_json::from_str(argument)
+    pub fn from_arguments(arguments: &[OsString]) -> serde_json::Result<Self> {
+        let text: Vec<&str> = arguments.iter().filter_map(|argument| argument.to_str()).collect();
+        serde_json::from_str(&text.concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_plan_is_several_arguments() {
+        let hidden_sockets =
+            (0..20_000).map(|number| PathBuf::from(format!("/tmp/\u{fc}/{number}"))).collect();
+        let plan = Plan { files: Files { hidden_sockets, ..Files::default() }, ..Plan::default() };
+        let arguments = plan.to_arguments().unwrap();
+        assert!(arguments.len() > 1 && arguments.iter().all(|argument| argument.len() <= ARGUMENT));
+        assert_eq!(Plan::from_arguments(&arguments).unwrap().files.hidden_sockets, plan.files.hidden_sockets);
     }
 }

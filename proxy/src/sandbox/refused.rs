@@ -15,8 +15,10 @@ pub(super) fn why(error: io::Error) -> String {
             .to_owned(),
         None => "a security module or seccomp profile refuses it".to_owned(),
     };
-    format!("this machine does not let you have a user namespace ({error}): {hint}; or use --proxy-only, which a \
-             program can ignore")
+    format!(
+        "this machine does not let you have a user namespace ({error}): {hint}; or use --proxy-only, which a \
+             program can ignore"
+    )
 }
 
 /// A setting that forbids user namespaces.

@@ -685,7 +685,8 @@ impl Shared {
 fn fingerprint(terms: &Terms) -> u64 {
     let mut hasher = DefaultHasher::new();
     (terms.action, terms.opens, terms.protocol, &terms.ports, terms.sni, terms.tls_only).hash(&mut hasher);
-    (terms.bound_to_names, terms.offload, terms.expires, terms.max_upload, terms.max_upload_per_hour).hash(&mut hasher);
+    (terms.bound_to_names, terms.offload, terms.expires, terms.max_upload, terms.max_upload_per_hour)
+        .hash(&mut hasher);
     terms.record_types.hash(&mut hasher);
     if let Sources::Only { groups, .. } = &terms.sources {
         groups.hash(&mut hasher);

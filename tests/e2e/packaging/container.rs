@@ -81,8 +81,7 @@ impl Drop for Container<'_> {
 #[test]
 fn the_image_denies_everything_until_a_policy_is_mounted() {
     let Some(image) = Image::load() else { return };
-    let said =
-        run(image.run(&["--rm", "--network", "none"], &["explain", "pypi.org:443"]).arg("--help"));
+    let said = run(image.run(&["--rm", "--network", "none"], &["explain", "pypi.org:443"]).arg("--help"));
     assert!(said.contains("Usage: outgate explain"), "{said}");
     let denied = finish(&mut image.run(&["--rm", "--network", "none"], &["explain", "pypi.org:443"]));
     assert_eq!(denied.status.code(), Some(1), "{}", words(&denied));

@@ -10,7 +10,8 @@ use super::{Desk, write};
 #[test]
 fn it_keeps_its_exit_code_and_the_word_of_a_signal() {
     let Some(desk) = Desk::new() else { return };
-    for (line, code) in [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -KILL $$", 137)]
+    for (line, code) in
+        [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -KILL $$", 137)]
     {
         assert_eq!(desk.sh(line).code, Some(code), "{line}");
     }
@@ -24,7 +25,11 @@ fn it_keeps_its_streams_its_folder_its_user_and_its_arguments() {
     let Some(desk) = Desk::new() else { return };
     let mut command = desk.inside().command("sh");
     command.args(["-c", "cat; echo to-stderr >&2; pwd; id -u; printf '%s|' \"$@\"", "sh", "a b", "", "*"]);
-    command.current_dir(desk.lab.folder()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .current_dir(desk.lab.folder())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"from-stdin\n").unwrap();
     let output = child.wait_with_output().unwrap();
@@ -45,7 +50,10 @@ fn its_files_are_the_users_own() {
 fn its_children_end_with_it() {
     let Some(desk) = Desk::new() else { return };
     let file = desk.lab.folder().join("still-alive");
-    let line = format!("(trap '' HUP; while true; do date > {}; sleep 0.05; done) & sleep 0.3; exit 0", file.display());
+    let line = format!(
+        "(trap '' HUP; while true; do date > {}; sleep 0.05; done) & sleep 0.3; exit 0",
+        file.display()
+    );
     desk.sh(&line).assert_done();
     std::fs::remove_file(&file).unwrap();
     // The machine's list of processes has nothing of it any more.
@@ -96,7 +104,8 @@ fn an_interrupt_of_the_foreground_is_the_commands_to_answer() {
     let Some(desk) = Desk::new() else { return };
     let folder = desk.lab.folder().display();
     let words: Vec<String> = desk.words.iter().map(|word| format!("'{word}'")).collect();
-    let inner = format!("trap \"echo interrupted; exit 9\" INT; touch {folder}/ready; while :; do sleep 0.05; done");
+    let inner =
+        format!("trap \"echo interrupted; exit 9\" INT; touch {folder}/ready; while :; do sleep 0.05; done");
     // Job control gives the job a group of its own, which is signalled as a terminal does it.
     let line = format!(
         "set -m; {} sh -c '{inner}' > {folder}/said & job=$!; until [ -e {folder}/ready ]; do sleep 0.02; done; \

@@ -1,6 +1,8 @@
 //! Packets of a client go through a gateway that has our table, to hosts on the other side, and what the kernel tells
 //! of them becomes records. Everything but the policy and the cables is the real thing.
 
+#![allow(clippy::wildcard_enum_match_arm, clippy::disallowed_methods)] // a test stands outside, and looks at few of many
+
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
