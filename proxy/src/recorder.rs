@@ -333,7 +333,7 @@ pub(crate) mod tests {
         let path = folder.path().join("audit.jsonl");
         let heard = Heard::default();
         let lookups = Lookups(Arc::new(recorder(&path, &heard, LONG)));
-        let events = vec![answered(Reason::NoRule), answered(Reason::Rule)];
+        let events = [answered(Reason::NoRule), answered(Reason::Rule)];
         events.iter().for_each(|event| lookups.answered(event));
         if let Some(wait) = lookups.hand_over() {
             wait.await;
