@@ -27,9 +27,9 @@ const CHUNK: usize = 64 * 1024;
 /// Bytes that a direction carries by copying before it is spliced. Below that a pipe costs more than it saves.
 const SPLICED_BEHIND: usize = 1 << 20;
 
-/// Bytes that a direction moves before others have their turn. Without turns, one pull made the others wait for 80 to
-/// 600 ms (bench/README.md).
-const TURN: usize = 256 * 1024;
+/// Bytes that a direction moves before others have their turn: a millisecond or two. Without turns, one pull made the
+/// others wait for 80 to 600 ms; with turns of one pipe's content, eight pulls cost twice as much (bench/README.md).
+const TURN: usize = 4 << 20;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
