@@ -14,7 +14,7 @@ use hickory_proto::rr::Record;
 use jiff::Timestamp;
 use outgate_rules::{DomainName, LookupPermit, OwnAddresses, Permit, Reason};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -157,10 +157,13 @@ struct Shared {
     zones: Zones,
     hosts: Hosts,
     /// What is with the upstreams now: one query a question, whoever and how many ask it.
-    flights: Mutex<HashMap<Question, watch::Receiver<Option<Outcome>>>>,
+    flights: Mutex<Flights>,
     max_ttl: u32,
     runtime: Handle,
 }
+
+/// Who waits for the answer to each question.
+type Flights = HashMap<Question, Vec<oneshot::Sender<Outcome>>, foldhash::fast::RandomState>;
 
 /// How asking the upstreams ended.
 #[derive(Clone, Debug)]
@@ -214,7 +217,7 @@ impl Resolver {
             cache: Cache::new(cache),
             zones,
             hosts: Hosts::new(hosts, max_ttl),
-            flights: Mutex::new(HashMap::new()),
+            flights: Mutex::default(),
             max_ttl,
             runtime,
         };
@@ -255,7 +258,11 @@ impl Resolver {
             return Ok(pinned.to_vec());
         }
         let family = |record_type| self.shared.addresses(name, record_type);
-        let (one, other) = first_and_soon(family(TYPE_A), family(TYPE_AAAA)).await;
+        let (one, other) = match self.shared.both_at_once(name) {
+            Some((one, other)) => (Some(one), Some(other)),
+            // It takes two kilobytes, which a flow to a known name need not carry.
+            None => Box::pin(first_and_soon(family(TYPE_A), family(TYPE_AAAA))).await,
+        };
         let mut addresses: Vec<IpAddr> =
             [&one, &other].into_iter().flatten().flatten().flatten().copied().collect();
         addresses.truncate(MAX_ADDRESSES);
@@ -363,50 +370,54 @@ impl Shared {
     }
 
     async fn addresses(self: &Arc<Self>, name: &DomainName, record_type: u16) -> Family {
-        let known = match self.fixed(name, record_type) {
-            Some(fixed) => fixed,
-            None => self.know(name, record_type).await,
-        };
-        let reply = known.reply.map_err(|failure| match failure {
-            Failure::Timeout => ResolveError::Timeout,
-            Failure::Unusable | Failure::Overload => ResolveError::Failed,
-        })?;
-        if reply.rcode == Rcode::NxDomain {
-            return Err(ResolveError::NotFound);
+        match self.fixed(name, record_type) {
+            Some(fixed) => fixed.addresses(),
+            None => self.know(name, record_type).await.addresses(),
         }
-        let mut addresses = Vec::new();
-        reply.each_address(&mut |address| addresses.push(address));
-        Ok(addresses)
+    }
+
+    /// The addresses of both families, if neither has to be asked for.
+    fn both_at_once(self: &Arc<Self>, name: &DomainName) -> Option<(Family, Family)> {
+        let now = Instant::now();
+        let at_once =
+            |record_type| self.fixed(name, record_type).or_else(|| self.at_once(name, record_type, now).ok());
+        Some((at_once(TYPE_A)?.addresses(), at_once(TYPE_AAAA)?.addresses()))
     }
 
     /// Waits for the one query that asks this question, which it starts if there is none.
     async fn fly(self: &Arc<Self>, question: &Question) -> Outcome {
-        let Some(mut flight) = self.board(question) else {
+        let Some(flight) = self.board(question) else {
             return Outcome::Failed(Failure::Overload, None);
         };
-        let landed = flight.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-        landed.unwrap_or(Outcome::Failed(Failure::Unusable, None))
+        flight.await.unwrap_or(Outcome::Failed(Failure::Unusable, None))
     }
 
     /// The query that asks this question; none where there are too many already.
-    fn board(self: &Arc<Self>, question: &Question) -> Option<watch::Receiver<Option<Outcome>>> {
+    fn board(self: &Arc<Self>, question: &Question) -> Option<oneshot::Receiver<Outcome>> {
+        let (seat, flight) = oneshot::channel();
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(question) {
-            return Some(flight.clone());
+        if let Some(seats) = flights.get_mut(question) {
+            if seats.len() == seats.capacity() {
+                // Who came and went takes no room.
+                seats.retain(|seat| !seat.is_closed());
+            }
+            seats.push(seat);
+            return Some(flight);
         }
         if flights.len() >= MAX_IN_FLIGHT {
             return None;
         }
-        let (outcome, flight) = watch::channel(None);
-        flights.insert(question.clone(), flight.clone());
-        let landing = Landing { shared: Arc::clone(self), question: question.clone() };
+        flights.insert(question.clone(), vec![seat]);
+        let landing = Landing { shared: Arc::clone(self), question: question.clone(), landed: false };
         // On the thread that asks, if it has a runtime: to wake another one and be woken by it costs 2 µs.
         let runtime = Handle::try_current().unwrap_or_else(|_| self.runtime.clone());
         runtime.spawn(async move {
-            let landed = landing.shared.ask(&landing.question).await;
+            let outcome = landing.shared.ask(&landing.question).await;
             // It is in the cache now: who asks from here on finds it there.
-            drop(landing);
-            outcome.send_replace(Some(landed));
+            for seat in landing.land() {
+                // Who does not wait any more needs no answer.
+                _ = seat.send(outcome.clone());
+            }
         });
         Some(flight)
     }
@@ -446,11 +457,28 @@ impl Shared {
 struct Landing {
     shared: Arc<Shared>,
     question: Question,
+    landed: bool,
+}
+
+impl Landing {
+    /// Gives those who wait.
+    fn land(mut self) -> Vec<oneshot::Sender<Outcome>> {
+        self.take_off_list()
+    }
+
+    /// Once: the next one on the list is another task's.
+    fn take_off_list(&mut self) -> Vec<oneshot::Sender<Outcome>> {
+        if std::mem::replace(&mut self.landed, true) {
+            return Vec::new();
+        }
+        let mut flights = self.shared.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.remove(&self.question).unwrap_or_default()
+    }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.shared.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.question);
+        drop(self.take_off_list());
     }
 }
 
@@ -469,6 +497,21 @@ impl Known {
         let mut vet = |address| permit.vet(address, now).map_err(|denial| denial.reason);
         let (records, withheld) = vetted(&reply.records, &mut vet);
         Answer { rcode: reply.rcode, records, soa: reply.soa.clone(), age, from, withheld }
+    }
+}
+
+impl Known {
+    fn addresses(self) -> Family {
+        let reply = self.reply.map_err(|failure| match failure {
+            Failure::Timeout => ResolveError::Timeout,
+            Failure::Unusable | Failure::Overload => ResolveError::Failed,
+        })?;
+        if reply.rcode == Rcode::NxDomain {
+            return Err(ResolveError::NotFound);
+        }
+        let mut addresses = Vec::new();
+        reply.each_address(&mut |address| addresses.push(address));
+        Ok(addresses)
     }
 }
 
