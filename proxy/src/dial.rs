@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use outgate_rules::{Reason, VettedAddr};
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::original;
 
@@ -49,26 +50,46 @@ async fn race(
     starved: &Arc<AtomicBool>,
 ) -> io::Result<(TcpStream, VettedAddr)> {
     let mut waiting = addresses.into_iter();
+    let Some(first) = waiting.next() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
+    // Nearly always the first answers before a second joins in: it needs no task of its own.
+    let mut first = pin!(attempt(first, source, Arc::clone(starved)));
+    if waiting.as_slice().is_empty() {
+        return first.await;
+    }
+    let early = timeout(ATTEMPT_DELAY, first.as_mut()).await;
+    let mut others = Box::pin(others(waiting, source, starved));
+    match early {
+        Ok(Ok(connected)) => Ok(connected),
+        Ok(Err(_)) => others.await,
+        Err(_) => tokio::select! {
+            connected = first.as_mut() => match connected {
+                Ok(connected) => Ok(connected),
+                Err(_) => others.await,
+            },
+            connected = &mut others => match connected {
+                Ok(connected) => Ok(connected),
+                Err(_) => first.await,
+            },
+        },
+    }
+}
+
+/// Tries one after the other, each beside those before it.
+async fn others(
+    waiting: impl Iterator<Item = VettedAddr>,
+    source: Option<IpAddr>,
+    starved: &Arc<AtomicBool>,
+) -> io::Result<(TcpStream, VettedAddr)> {
     let mut attempts = JoinSet::new();
     let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    if let Some(first) = waiting.next() {
-        // Nearly always the first answers before a second joins in: it needs no task of its own.
-        let mut first = Box::pin(attempt(first, source, Arc::clone(starved)));
-        match timeout(ATTEMPT_DELAY, &mut first).await {
-            Ok(Ok(connected)) => return Ok(connected),
-            Ok(Err(error)) => failed = error,
-            Err(_) => _ = attempts.spawn(first),
-        }
-    }
     for next in waiting {
         attempts.spawn(attempt(next, source, Arc::clone(starved)));
-        let delay = Instant::now() + ATTEMPT_DELAY;
         tokio::select! {
             Some(done) = attempts.join_next() => match flatten(done) {
                 Ok(connected) => return Ok(connected),
                 Err(error) => failed = error,
             },
-            () = sleep_until(delay) => {}
+            () = sleep(ATTEMPT_DELAY) => {}
         }
     }
     while let Some(done) = attempts.join_next().await {
@@ -138,6 +159,9 @@ fn with_family_of(source: Option<IpAddr>, mut addresses: Vec<VettedAddr>) -> Vec
 /// Alternates the families, beginning with that of the first address.
 fn interleave(addresses: Vec<VettedAddr>) -> Vec<VettedAddr> {
     let first_is_v6 = addresses.first().is_some_and(|address| address.socket().is_ipv6());
+    if addresses.iter().all(|address| address.socket().is_ipv6() == first_is_v6) {
+        return addresses;
+    }
     let (first, second): (Vec<_>, Vec<_>) =
         addresses.into_iter().partition(|address| address.socket().is_ipv6() == first_is_v6);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
