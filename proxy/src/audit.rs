@@ -168,11 +168,20 @@ impl Audit {
     /// # Errors
     /// When records may not be dropped, and this one was not written within the deadline.
     pub async fn write(&self, line: Vec<u8>) -> Result<(), AuditUnavailable> {
-        let begun = match self.shared.write_now(&line) {
-            Now::Written => return Ok(()),
-            Now::Begun(acknowledged) => Some(acknowledged),
-            Now::Busy => None,
-        };
+        match self.shared.write_now(&line) {
+            Now::Written => Ok(()),
+            // It takes half a kilobyte, which a session need not carry.
+            Now::Begun(acknowledged) => Box::pin(self.wait(line, Some(acknowledged))).await,
+            Now::Busy => Box::pin(self.wait(line, None)).await,
+        }
+    }
+
+    /// Waits for a record that is begun, or is to be queued.
+    async fn wait(
+        &self,
+        line: Vec<u8>,
+        begun: Option<oneshot::Receiver<()>>,
+    ) -> Result<(), AuditUnavailable> {
         let wait = async {
             let acknowledged = match begun {
                 Some(acknowledged) => acknowledged,
