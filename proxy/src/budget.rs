@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use foldhash::fast::RandomState;
 use outgate_rules::Reason;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -25,7 +26,7 @@ pub struct Budget {
 #[derive(Debug, Default)]
 struct Open {
     all: usize,
-    clients: HashMap<IpAddr, usize>,
+    clients: HashMap<IpAddr, usize, RandomState>,
 }
 
 impl Budget {

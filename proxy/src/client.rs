@@ -1,20 +1,19 @@
 //! The client's side of a session: its stream, and the bytes of it that were read ahead.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use outgate_rules::Reason;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::head::{BadHead, HeadScanner, MAX_HEAD, RequestHead};
 use crate::hello::{self, ClientHello, Hello, HelloError};
-use crate::readiness::{read, readable};
+use crate::readiness::{is_silent, leave_behind, read, read_early, readable, send_last, with_buffer};
 
 /// How much is read at a time while a head or a hello is incomplete.
 const READ: usize = 8192;
@@ -45,6 +44,15 @@ impl Client {
     #[must_use]
     pub fn new(stream: TcpStream) -> Self {
         Self { stream, ahead: BytesMut::new(), scanner: HeadScanner::default() }
+    }
+
+    /// The same, with what the client has said by now read ahead.
+    #[must_use]
+    pub fn with_early_bytes(stream: TcpStream) -> Self {
+        let mut client = Self::new(stream);
+        // An end or a failure comes again.
+        _ = keep(&mut client.ahead, |buffer| read_early(&client.stream, buffer));
+        client
     }
 
     /// Waits for a whole head, until `deadline`.
@@ -127,14 +135,13 @@ impl Client {
 
     /// Sends a last answer and closes in an orderly way: what the client still sends is read and forgotten
     /// for a moment, so that the answer is not overtaken by a reset.
-    pub async fn close_with(mut self, answer: &[u8]) {
+    pub async fn close_with(self, answer: &[u8]) {
         let goodbye = async {
-            self.stream.write_all(answer).await?;
-            self.stream.shutdown().await?;
+            send_last(&self.stream, answer).await?;
             let mut left = LINGER_BYTES;
             while left > 0 {
                 readable(&self.stream).await?;
-                match forget(&self.stream) {
+                match with_buffer(|buffer| read(&self.stream, buffer)) {
                     Ok(0) => break,
                     Ok(read) => left = left.saturating_sub(read),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -147,23 +154,30 @@ impl Client {
         let _ = timeout(LINGER, goodbye).await;
     }
 
+    /// Sends a TLS alert and closes. A client that has said no more than its hello waits for what it is told, and need
+    /// not be listened to: that spares a turn of the event loop, a tenth of a denial.
+    pub async fn close_with_alert(self, alert: &[u8]) {
+        let left = if leave_behind(&self.stream, alert) { &[] } else { alert };
+        if !left.is_empty() || !is_silent(&self.stream) {
+            Box::pin(self.close_with(left)).await;
+        }
+    }
+
     /// Reads more bytes ahead, to at most `bound` in all; 0 at the end of the stream.
     fn poll_ahead(&mut self, cx: &mut Context<'_>, bound: usize) -> Poll<io::Result<usize>> {
         let room = bound.saturating_sub(self.ahead.len()).min(READ);
         if room == 0 {
             return Poll::Ready(Ok(0));
         }
-        let mut space = [MaybeUninit::uninit(); READ];
-        let mut buffer = ReadBuf::uninit(space.get_mut(..room).unwrap_or_default());
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
-        self.ahead.extend_from_slice(buffer.filled());
-        Poll::Ready(Ok(buffer.filled().len()))
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            let within = |buffer: &mut [u8]| read(&self.stream, buffer.get_mut(..room).unwrap_or_default());
+            match keep(&mut self.ahead, within) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
     }
-}
-
-/// Reads what is there, and keeps nothing of it.
-fn forget(from: &TcpStream) -> io::Result<usize> {
-    read(from, &mut [0; READ])
 }
 
 /// Waits for a whole ClientHello at the front of what a client sends, and leaves it in `ahead`. None if the
@@ -209,10 +223,17 @@ pub async fn read_some(stream: &TcpStream, ahead: &mut BytesMut) -> io::Result<u
 }
 
 fn read_into(from: &TcpStream, ahead: &mut BytesMut) -> io::Result<usize> {
-    let mut space = [0; READ];
-    let read = read(from, &mut space)?;
-    ahead.extend_from_slice(space.get(..read).unwrap_or_default());
-    Ok(read)
+    keep(ahead, |buffer| read(from, buffer))
+}
+
+/// Appends what was read into the thread's buffer.
+fn keep(ahead: &mut BytesMut, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
+    with_buffer(|buffer| {
+        let buffer = buffer.get_mut(..READ).unwrap_or_default();
+        let count = read(buffer)?;
+        ahead.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        Ok(count)
+    })
 }
 
 /// Why a client's first bytes are no hello that can be judged.

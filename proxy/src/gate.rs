@@ -101,6 +101,11 @@ impl Gate {
         }
     }
 
+    /// What has to be done now and then beside the sessions. Never comes back.
+    pub async fn keep_up(self: Arc<Self>) {
+        tokio::join!(self.recorder.keep_up(), self.flows.keep_time(self.limits.idle));
+    }
+
     /// The rules in force.
     #[must_use]
     pub fn rules(&self) -> Arc<RuleSet> {

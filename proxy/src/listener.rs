@@ -2,23 +2,22 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use outgate_rules::{Port, PrefixSet, Reason};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
-use crate::budget::Place;
 use crate::client::{Client, NoHead};
 use crate::connect;
 use crate::dial::is_out_of_descriptors;
 use crate::gate::Gate;
 use crate::head::Target;
 use crate::http::{self, After};
-use crate::metrics::{ListenerMetrics, Open};
+use crate::metrics::ListenerMetrics;
 use crate::original;
 use crate::reject::{reject, turn_away};
 use crate::session::Session;
@@ -75,6 +74,8 @@ impl Listener {
     /// A listener at a socket that is bound.
     #[must_use]
     pub fn new(gate: &Gate, way: Way, clients: PrefixSet, socket: TcpListener) -> Self {
+        // What is accepted inherits it (tcp(7)). Small answers must not wait for one another; where this fails they do.
+        let _ = SockRef::from(&socket).set_tcp_nodelay(true);
         Self {
             name: Arc::from(way.name()),
             way,
@@ -88,16 +89,16 @@ impl Listener {
     /// Accepts connections until the gate drains. Each session runs on its own.
     pub async fn run(self, gate: Arc<Gate>) {
         let listener = Arc::new(self);
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.socket.accept() => accepted,
-                () = gate.draining.cancelled() => return,
-            };
-            match accepted {
-                Ok((stream, client)) => accept(&gate, &listener, stream, client),
-                Err(error) => listener.pause(&gate, &error).await,
+        let draining = gate.draining.clone();
+        let accepting = async {
+            loop {
+                match listener.socket.accept().await {
+                    Ok((stream, client)) => accept(&gate, &listener, stream, client),
+                    Err(error) => listener.pause(&gate, &error).await,
+                }
             }
-        }
+        };
+        draining.run_until_cancelled(accepting).await;
     }
 
     /// Out of file descriptors, the connection stays in the kernel's queue until there is one. Any other
@@ -144,8 +145,6 @@ fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client:
     } else {
         gate.budget.take(client.ip())
     };
-    // Small answers must not wait for one another; where this fails they do.
-    let _ = stream.set_nodelay(true);
     let session = Session {
         id: gate.ids.next(),
         client,
@@ -158,20 +157,15 @@ fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client:
         Ok(place) => (Some(place), None),
         Err(reason) => (None, Some(reason)),
     };
+    // What comes before a tunnel needs ten times the memory, and gives it back.
     let opening = Box::pin(open(Arc::clone(gate), listener.way, session, stream, refused));
-    gate.tasks.spawn(serve(Arc::clone(gate), opening, place, counted));
-}
-
-/// Runs a session: what comes before a tunnel, and then the tunnel, which needs a quarter of the memory.
-async fn serve(
-    gate: Arc<Gate>,
-    opening: Pin<Box<impl Future<Output = Option<Box<Tunnel>>>>>,
-    _place: Option<Place>,
-    _counted: Open,
-) {
-    if let Some(tunnel) = opening.await {
-        tunnel.relay(&gate).await;
-    }
+    let sessions = Arc::clone(gate);
+    gate.tasks.spawn(async move {
+        if let Some(tunnel) = opening.await {
+            tunnel.relay(&sessions).await;
+        }
+        drop((place, counted));
+    });
 }
 
 /// Serves a connection until it is a tunnel, or to its end.
@@ -182,7 +176,7 @@ async fn open(
     stream: TcpStream,
     refused: Option<Reason>,
 ) -> Option<Box<Tunnel>> {
-    let client = Client::new(stream);
+    let client = if refused.is_none() { Client::with_early_bytes(stream) } else { Client::new(stream) };
     match (refused, way) {
         (None, Way::Proxy) => requests(&gate, &session, client).await,
         (None, Way::Tls) => transparent::tls(&gate, &session, client, Port::HTTPS).await,

@@ -90,6 +90,8 @@ pub struct Dialled {
 /// # Errors
 /// The denial, recorded.
 pub async fn decide(gate: &Arc<Gate>, flow: record::Flow, wanted: Wanted) -> Result<Allowed, Denial> {
+    // It outlives this function, in the flow's records.
+    let flow = Box::new(flow);
     let now = Timestamp::now();
     let decision = wanted.decide(&gate.rules(), flow.session.client.ip(), flow.protocol, now);
     let recorded = gate.recorder.decided(&Decided::by_rules(&flow, &decision, now)).await;

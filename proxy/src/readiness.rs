@@ -4,11 +4,27 @@
 //! would find nothing: a short tunnel makes 4 of them and not 8. And for a tunnel that waits both ways nothing is kept
 //! but a waker.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
+use std::net::Shutdown;
 
+use rustix::net::{RecvFlags, SendFlags};
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+
+/// Bytes of a thread's buffer.
+const BUFFER: usize = 64 * 1024;
+
+thread_local! {
+    static SPACE: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
+}
+
+/// Lends the thread's buffer, into which sockets are read: it belongs to no connection, and nobody has to clear it.
+pub fn with_buffer<T>(lent: impl FnOnce(&mut [u8]) -> T) -> T {
+    SPACE.with_borrow_mut(|space| lent(space))
+}
 
 /// Waits until there is something to be read. One task at a time may wait for it.
 ///
@@ -46,19 +62,124 @@ pub fn read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
+/// Reads what came with the connection itself, where the runtime has not yet heard of it: a client that speaks first
+/// has often spoken by the time that it is accepted, and then a turn of the event loop is spared. 0 at the end of the
+/// stream.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_early(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    match read(from, buffer) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(rustix::io::read(from, buffer)?),
+        result => result,
+    }
+}
+
+/// Whether nothing is there to be read, not even the end of the stream.
+pub fn is_silent(from: &TcpStream) -> bool {
+    let mut byte = [0];
+    let peeked = rustix::net::recv(from, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    peeked.is_err_and(|error| io::Error::from(error).kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Hands all of a few last bytes to the kernel, which keeps them until the end of the stream goes with them. Says whether
+/// it took them.
+pub fn leave_behind(to: &TcpStream, bytes: &[u8]) -> bool {
+    rustix::net::send(to, bytes, SendFlags::MORE | SendFlags::NOSIGNAL) == Ok(bytes.len())
+}
+
+/// Sends the last bytes: they leave with the end of the stream, in one packet where that has room for them. That spares
+/// the client a wake-up, and the gate what waking costs.
+///
+/// # Errors
+/// What the socket says.
+pub async fn send_last(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    let send =
+        |bytes: &[u8]| io::Result::Ok(rustix::net::send(to, bytes, SendFlags::MORE | SendFlags::NOSIGNAL)?);
+    let mut sent = send(bytes);
+    loop {
+        match sent {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => writable(to).await?,
+            Err(error) => return Err(error),
+        }
+        if bytes.is_empty() {
+            break;
+        }
+        sent = to.try_io(Interest::WRITABLE, || send(bytes));
+    }
+    SockRef::from(to).shutdown(Shutdown::Write)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     use super::*;
 
-    #[tokio::test]
-    async fn bytes_that_come_after_a_drained_socket_and_its_end_are_told() {
+    /// The gate's end of a connection, and the other.
+    async fn pair() -> (TcpStream, std::net::TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         #[allow(clippy::disallowed_methods)]
         let outside = tokio::task::spawn_blocking(move || std::net::TcpStream::connect(address).unwrap());
-        let (stream, mut outside) = (listener.accept().await.unwrap().0, outside.await.unwrap());
+        (listener.accept().await.unwrap().0, outside.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_came_with_the_connection_is_read_before_the_runtime_has_heard_of_it() {
+        let (stream, mut outside) = pair().await;
+        let mut buffer = [0; 4];
+        assert_eq!(read_early(&stream, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        outside.write_all(b"abc").unwrap();
+        assert_eq!(read_early(&stream, &mut buffer).unwrap(), 3);
+        outside.write_all(b"d").unwrap();
+        readable(&stream).await.unwrap();
+        assert_eq!(read(&stream, &mut buffer).unwrap(), 1);
+        outside.shutdown(Shutdown::Write).unwrap();
+        readable(&stream).await.unwrap();
+        assert_eq!(read_early(&stream, &mut buffer).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn last_bytes_arrive_whole_and_before_the_end() {
+        let large = vec![7; 8 << 20];
+        for bytes in [&b""[..], b"alert", &large] {
+            let (stream, mut outside) = pair().await;
+            let receiving = tokio::task::spawn_blocking(move || {
+                let mut received = Vec::new();
+                outside.read_to_end(&mut received).map(|_| received)
+            });
+            send_last(&stream, bytes).await.unwrap();
+            assert_eq!(receiving.await.unwrap().unwrap(), bytes);
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_left_behind_arrive_before_the_end() {
+        let (stream, mut outside) = pair().await;
+        assert!(is_silent(&stream));
+        assert!(leave_behind(&stream, b"alert"));
+        drop(stream);
+        let mut received = Vec::new();
+        outside.read_to_end(&mut received).unwrap();
+        assert_eq!(received, b"alert");
+    }
+
+    #[tokio::test]
+    async fn neither_bytes_nor_an_end_are_silence() {
+        let (stream, mut outside) = pair().await;
+        outside.write_all(b"a").unwrap();
+        assert!(!is_silent(&stream));
+        assert_eq!(read_early(&stream, &mut [0]).unwrap(), 1);
+        assert!(is_silent(&stream));
+        drop(outside);
+        assert!(!is_silent(&stream));
+    }
+
+    #[tokio::test]
+    async fn bytes_that_come_after_a_drained_socket_and_its_end_are_told() {
+        let (stream, mut outside) = pair().await;
         let mut buffer = [0; 4];
         for sent in [&b"ab"[..], b"abcd", b"abc"] {
             outside.write_all(sent).unwrap();

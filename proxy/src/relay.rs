@@ -2,13 +2,11 @@
 
 mod splice;
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
-use std::pin::{Pin, pin};
-use std::task::Poll;
-use std::time::Duration;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use outgate_rules::{Denial, Reason};
 use socket2::SockRef;
@@ -16,13 +14,12 @@ use tokio::net::TcpStream;
 use tokio::task::yield_now;
 
 use crate::flow::Flow;
-use crate::readiness::{read, readable, writable};
+use crate::readiness::{read, with_buffer, writable};
 use crate::record::EndedBy;
 use crate::upload::Grant;
-use splice::{Pause, Pipe};
+use splice::Pipe;
 
-/// Bytes moved at a time. The buffer belongs to the thread, not to the tunnel: an idle tunnel holds none.
-const CHUNK: usize = 64 * 1024;
+pub use splice::Pause;
 
 /// Bytes that a direction carries by copying before it is spliced. Below that a pipe costs more than it saves.
 const SPLICED_BEHIND: usize = 1 << 20;
@@ -30,10 +27,6 @@ const SPLICED_BEHIND: usize = 1 << 20;
 /// Bytes that a direction moves before others have their turn: a millisecond or two. Without turns, one pull made the
 /// others wait for 80 to 600 ms; with turns of one pipe's content, eight pulls cost twice as much (bench/README.md).
 const TURN: usize = 4 << 20;
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
-}
 
 /// How a tunnel ended.
 #[derive(Clone, Debug)]
@@ -80,49 +73,37 @@ impl Outcome {
     }
 }
 
-/// What has to be done before anything else goes up. It is over soon, and its memory goes with it.
-pub type Beginning<'t> = Pin<Box<dyn Future<Output = Result<(), Outcome>> + Send + 't>>;
+/// What has to be done before a direction goes on: it is over soon, and its memory goes with it.
+pub type Interlude<'t> = Pin<Box<dyn Future<Output = Result<Pause, Outcome>> + Send + 't>>;
 
 /// Relays both ways. Nothing of what comes from the client passes before `beginning` is over; what comes from the
 /// origin does not wait for it.
 ///
 /// An end that closes its sending side leaves the other direction open; the tunnel is over when both have
 /// closed, when one fails, or when [`Flow::ended`] says so. The side that closed first ended it.
-pub async fn relay(
-    client: &TcpStream,
-    origin: &TcpStream,
-    beginning: Beginning<'_>,
-    flow: &Flow,
-    idle: Duration,
+pub async fn relay<'t>(
+    client: &'t TcpStream,
+    origin: &'t TcpStream,
+    beginning: Option<Interlude<'t>>,
+    flow: &'t Flow,
 ) -> Outcome {
-    let mut up = pin!(async {
-        beginning.await?;
-        let grant = |bytes| flow.take_up(bytes);
-        pass(client, origin, grant, (EndedBy::Client, EndedBy::Origin)).await
-    });
-    let mut down = pin!(async {
-        let count = |bytes| {
-            flow.count_down(bytes);
-            Grant { bytes: bytes as u64, stop: None }
-        };
-        pass(origin, client, count, (EndedBy::Origin, EndedBy::Client)).await
-    });
-    let mut ended = pin!(flow.ended(idle));
+    let mut up = Direction { from: client, to: origin, way: Way::Up, flow, copied: 0, interlude: beginning };
+    let mut down = Direction { from: origin, to: client, way: Way::Down, flow, copied: 0, interlude: None };
     let mut closed = None;
     poll_fn(|cx| {
         if closed != Some(EndedBy::Client)
-            && let Poll::Ready(result) = up.as_mut().poll(cx)
+            && let Poll::Ready(result) = up.poll_pass(cx)
             && let Some(outcome) = settle(&mut closed, result, EndedBy::Client, origin)
         {
             return Poll::Ready(outcome);
         }
         if closed != Some(EndedBy::Origin)
-            && let Poll::Ready(result) = down.as_mut().poll(cx)
+            && let Poll::Ready(result) = down.poll_pass(cx)
             && let Some(outcome) = settle(&mut closed, result, EndedBy::Origin, client)
         {
             return Poll::Ready(outcome);
         }
-        ended.as_mut().poll(cx).map(Outcome::gate)
+        flow.poll_ended(cx).map(Outcome::gate)
     })
     .await
 }
@@ -145,53 +126,137 @@ fn settle(
     }
 }
 
-/// Sends the client's first bytes.
-///
-/// # Errors
-/// How that ended the tunnel: the origin has gone, or an upload limit is reached.
-pub async fn send(to: &TcpStream, first: &[u8], flow: &Flow) -> Result<(), Outcome> {
+/// Sends the client's first bytes, and gives what is left to be done before others may follow. Nearly always that is
+/// nothing.
+pub fn send_first<'t>(to: &'t TcpStream, first: &[u8], flow: &Flow) -> Option<Interlude<'t>> {
     if first.is_empty() {
-        return Ok(());
+        return None;
     }
     let Grant { bytes, stop } = flow.take_up(first.len());
     let granted = first.get(..bytes as usize).unwrap_or(first);
-    write_all(to, granted).await.map_err(|_| Outcome::side(EndedBy::Origin))?;
-    stop.map_or(Ok(()), |reason| Err(Outcome::gate(reason)))
+    // A failure comes again with the next attempt.
+    let written = to.try_write(granted).unwrap_or(0);
+    let rest = Rest { bytes: granted.get(written..).unwrap_or_default().to_vec(), stop };
+    let finishing = |rest| Box::pin(finish(to, rest, false, EndedBy::Origin)) as Interlude<'t>;
+    (!rest.is_none()).then(|| finishing(rest))
 }
 
-/// Passes on what comes from one side until it closes. `grant` says how many of the bytes
-/// that were read may pass.
-async fn pass(
-    from: &TcpStream,
-    to: &TcpStream,
-    grant: impl Fn(usize) -> Grant,
-    (reader, writer): (EndedBy, EndedBy),
-) -> Result<(), Outcome> {
-    let mut copied = 0;
-    loop {
-        readable(from).await.map_err(|_| Outcome::side(reader))?;
-        if copied >= SPLICED_BEHIND
-            && let Some(pipe) = Pipe::take()
-        {
-            match Box::pin(splice::drain(from, to, pipe, &grant, (reader, writer))).await? {
-                Pause::Empty => continue,
-                Pause::Closed => break,
+/// Which way bytes go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    /// From the client to the origin, within the limits of the flow's rule.
+    Up,
+    /// From the origin to the client.
+    Down,
+}
+
+impl Way {
+    /// How many of the bytes that were read may pass.
+    fn grant(self, flow: &Flow, bytes: usize) -> Grant {
+        match self {
+            Self::Up => flow.take_up(bytes),
+            Self::Down => {
+                flow.count_down(bytes);
+                Grant { bytes: bytes as u64, stop: None }
             }
         }
-        match copy(from, to, &grant, (reader, writer))? {
-            Copied::Nothing => {}
-            Copied::Closed => break,
-            Copied::Bytes(bytes, rest) => {
-                copied += bytes;
-                write_all(to, &rest.bytes).await.map_err(|_| Outcome::side(writer))?;
-                rest.stop.map_or(Ok(()), |reason| Err(Outcome::gate(reason)))?;
-                if copied % TURN < bytes {
-                    yield_now().await;
+    }
+
+    /// Who is read from, and who is written to.
+    fn sides(self) -> (EndedBy, EndedBy) {
+        match self {
+            Self::Up => (EndedBy::Client, EndedBy::Origin),
+            Self::Down => (EndedBy::Origin, EndedBy::Client),
+        }
+    }
+
+    fn reader(self) -> EndedBy {
+        self.sides().0
+    }
+
+    fn writer(self) -> EndedBy {
+        self.sides().1
+    }
+}
+
+/// One direction of a tunnel. It is a state and not an `async fn`, which took three times the memory: a tunnel that
+/// stands still has two of these, and nothing behind them.
+struct Direction<'t> {
+    from: &'t TcpStream,
+    to: &'t TcpStream,
+    way: Way,
+    flow: &'t Flow,
+    /// Bytes that were copied.
+    copied: usize,
+    /// What has to be over before more is read.
+    interlude: Option<Interlude<'t>>,
+}
+
+impl<'t> Direction<'t> {
+    /// Passes on what comes until the reader's side closes.
+    fn poll_pass(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Outcome>> {
+        loop {
+            if let Some(interlude) = &mut self.interlude {
+                let pause = ready!(interlude.as_mut().poll(cx))?;
+                self.interlude = None;
+                if pause == Pause::Closed {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            ready!(self.from.poll_read_ready(cx)).map_err(|_| Outcome::side(self.way.reader()))?;
+            if self.copied >= SPLICED_BEHIND
+                && let Some(pipe) = Pipe::take()
+            {
+                let (way, flow) = (self.way, self.flow);
+                let grant = move |bytes| way.grant(flow, bytes);
+                self.interlude = Some(Box::pin(splice::drain(self.from, self.to, pipe, grant, way.sides())));
+                continue;
+            }
+            match self.copy()? {
+                Copied::Nothing => {}
+                Copied::Closed => return Poll::Ready(Ok(())),
+                Copied::Bytes(bytes, rest) => {
+                    self.copied += bytes;
+                    let turn_is_over = self.copied % TURN < bytes;
+                    if turn_is_over || !rest.is_none() {
+                        self.interlude =
+                            Some(Box::pin(finish(self.to, rest, turn_is_over, self.way.writer())));
+                    }
                 }
             }
         }
     }
-    Ok(())
+
+    /// Moves what is there to be read, through the thread's buffer.
+    fn copy(&self) -> Result<Copied, Outcome> {
+        with_buffer(|buffer| {
+            let read = match read(self.from, buffer) {
+                Ok(0) => return Ok(Copied::Closed),
+                Ok(read) => buffer.get(..read).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Copied::Nothing),
+                Err(_) => return Err(Outcome::side(self.way.reader())),
+            };
+            let Grant { bytes, stop } = self.way.grant(self.flow, read.len());
+            let granted = read.get(..bytes as usize).unwrap_or(read);
+            let written = match self.to.try_write(granted) {
+                Ok(written) => written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(_) => return Err(Outcome::side(self.way.writer())),
+            };
+            let bytes = granted.get(written..).unwrap_or_default().to_vec();
+            Ok(Copied::Bytes(read.len(), Rest { bytes, stop }))
+        })
+    }
+}
+
+/// Writes what could not be written at once, and lets others have their turn.
+async fn finish(to: &TcpStream, rest: Rest, turn_is_over: bool, writer: EndedBy) -> Result<Pause, Outcome> {
+    write_all(to, &rest.bytes).await.map_err(|_| Outcome::side(writer))?;
+    rest.stop.map_or(Ok(()), |reason| Err(Outcome::gate(reason)))?;
+    if turn_is_over {
+        yield_now().await;
+    }
+    Ok(Pause::Empty)
 }
 
 /// What one turn came to.
@@ -211,30 +276,10 @@ struct Rest {
     stop: Option<Reason>,
 }
 
-/// Moves what is there to be read, through the thread's buffer.
-fn copy(
-    from: &TcpStream,
-    to: &TcpStream,
-    grant: impl Fn(usize) -> Grant,
-    (reader, writer): (EndedBy, EndedBy),
-) -> Result<Copied, Outcome> {
-    BUFFER.with_borrow_mut(|buffer| {
-        let read = match read(from, buffer) {
-            Ok(0) => return Ok(Copied::Closed),
-            Ok(read) => buffer.get(..read).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Copied::Nothing),
-            Err(_) => return Err(Outcome::side(reader)),
-        };
-        let Grant { bytes, stop } = grant(read.len());
-        let granted = read.get(..bytes as usize).unwrap_or(read);
-        let written = match to.try_write(granted) {
-            Ok(written) => written,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(_) => return Err(Outcome::side(writer)),
-        };
-        let bytes = granted.get(written..).unwrap_or_default().to_vec();
-        Ok(Copied::Bytes(read.len(), Rest { bytes, stop }))
-    })
+impl Rest {
+    fn is_none(&self) -> bool {
+        self.bytes.is_empty() && self.stop.is_none()
+    }
 }
 
 async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {

@@ -170,6 +170,7 @@ fn gate(run: &Run) -> anyhow::Result<Arc<Gate>> {
     let gate = Arc::new(Gate::new(resolver, recorder, Limits::default()));
     gate.set_own(own);
     gate.set_rules(Arc::clone(&run.rules));
+    tokio::spawn(Arc::clone(&gate).keep_up());
     Ok(gate)
 }
 

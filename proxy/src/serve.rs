@@ -113,7 +113,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tokio::spawn(control.serve(Arc::clone(&reloader))),
         tokio::spawn(watch_files(Arc::clone(&reloader))),
         tokio::spawn(watch_expiries(Arc::clone(&reloader))),
-        tokio::spawn(keep_up(Arc::clone(&gate.recorder))),
+        tokio::spawn(Arc::clone(&gate).keep_up()),
     ];
     if let Some(dns) = dns {
         gate.tasks.spawn(dns.run(gate.draining.clone()));
@@ -255,10 +255,6 @@ async fn watch_expiries(reloader: Arc<Reloader>) {
     reloader.watch_expiries().await;
 }
 
-async fn keep_up(recorder: Arc<Recorder>) {
-    recorder.keep_up().await;
-}
-
 /// A socket for what comes in this way. Behind TPROXY it has to be transparent, which takes CAP_NET_ADMIN; without
 /// it the listener still serves what REDIRECT or DNS send there.
 fn bind_for(way: Way, address: SocketAddr, appliance: Option<&config::Appliance>) -> io::Result<TcpListener> {
@@ -324,11 +320,7 @@ impl Signals {
             tokio::select! {
                 _ = self.reload.recv() => {
                     let reloader = Arc::clone(reloader);
-                    systemd::reloading();
-                    gate.tasks.spawn(async move {
-                        let report = reloader.reload(Trigger::Signal).await;
-                        systemd::ready(&report.text);
-                    });
+                    gate.tasks.spawn(async move { reloader.reload(Trigger::Signal).await });
                 }
                 _ = self.reopen.recv() => gate.recorder.audit().reopen(),
                 _ = self.terminate.recv() => break,

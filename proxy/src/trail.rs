@@ -33,7 +33,7 @@ pub struct Trail {
 /// What the last record will say, as far as it is known.
 #[derive(Debug)]
 struct End {
-    flow: record::Flow,
+    flow: Box<record::Flow>,
     reason: Reason,
     rule: Option<RuleRef>,
     /// The rule that would have denied the flow after its decision.
@@ -50,7 +50,7 @@ struct End {
 impl Trail {
     /// The trail of a flow that was decided on.
     #[must_use]
-    pub fn new(gate: &Arc<Gate>, flow: record::Flow, decision: &Decision) -> Self {
+    pub fn new(gate: &Arc<Gate>, flow: Box<record::Flow>, decision: &Decision) -> Self {
         let end = End {
             flow,
             reason: decision.reason,
@@ -123,11 +123,20 @@ impl Trail {
         }
     }
 
-    /// Records how the flow ended. When records have to wait, the client and the origin do not wait with them.
-    pub async fn close(mut self, outcome: Outcome) {
-        if let Some(waiting) = self.end(outcome) {
-            let _ = timeout(PATIENCE, waiting).await;
+    /// Records how the flow ended, now; what comes back waits where records have to wait. The client and the origin do
+    /// not wait with them.
+    pub fn close(mut self, outcome: Outcome) -> impl Future<Output = ()> + use<> {
+        let waiting = self.end(outcome).map(|waiting| Box::pin(timeout(PATIENCE, waiting)));
+        async move {
+            if let Some(waiting) = waiting {
+                let _ = waiting.await;
+            }
         }
+    }
+
+    /// The same, and waits for nothing: a client that keeps its connection waits for its next decision's record.
+    pub fn close_now(mut self, outcome: Outcome) {
+        drop(self.end(outcome));
     }
 
     /// Hands the last record over. Where there is no room for it, a task of its own waits for some.
@@ -159,7 +168,7 @@ impl Drop for Trail {
 }
 
 impl End {
-    fn tell(self: Box<Self>, gate: &Gate, outcome: Outcome) -> Option<Unqueued> {
+    fn tell(&self, gate: &Gate, outcome: Outcome) -> Option<Unqueued> {
         let (bytes_up, bytes_down) = self.opened.as_ref().map_or((0, 0), |flow| flow.bytes());
         let held = self.opened.as_ref().and_then(|flow| flow.rule());
         let denied_by = outcome.denial.as_ref().and_then(|denial| denial.rule.as_ref());

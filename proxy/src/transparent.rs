@@ -135,8 +135,12 @@ async fn wants_hello(vetted: Vetted, hello: Option<&ClientHello>) -> Result<Vett
 
 /// A client that began with TLS is told in TLS.
 async fn turn_away(stream: TcpStream, ahead: &[u8]) {
-    let answer = if ahead.first() == Some(&TLS_HANDSHAKE) { ACCESS_DENIED } else { &[] };
-    Client::new(stream).close_with(answer).await;
+    let client = Client::new(stream);
+    if ahead.first() == Some(&TLS_HANDSHAKE) {
+        client.close_with_alert(ACCESS_DENIED).await;
+    } else {
+        Box::pin(client.close_with(&[])).await;
+    }
 }
 
 /// The first bytes have to be complete by then, counted from the accept.

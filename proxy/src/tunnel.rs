@@ -11,7 +11,7 @@ use crate::flow::{Flow, OpenFlow};
 use crate::gate::Gate;
 use crate::hello::ClientHello;
 use crate::path::Dialled;
-use crate::relay::{Outcome, relay, send};
+use crate::relay::{Interlude, Outcome, Pause, relay, send_first};
 use crate::trail::Trail;
 
 /// The fatal TLS alert `access_denied` (RFC 8446 §6.2), which a TLS client shows where it would not show HTTP.
@@ -115,34 +115,54 @@ impl Tunnel {
     pub async fn relay(mut self: Box<Self>, gate: &Gate) {
         let Self { client, origin, flow, trail, first } = &mut *self;
         let first = std::mem::replace(first, First::Judged(BytesMut::new()));
-        let beginning = Box::pin(begin(gate, client, origin, flow, trail, first));
-        let outcome = relay(client, origin, beginning, flow, gate.limits.idle).await;
-        let Self { client, origin, flow, trail, .. } = *self;
-        drop(origin);
-        end(client, &flow, trail, outcome).await;
+        let beginning = begin(gate, client, origin, flow, trail, first);
+        let outcome = relay(client, origin, beginning, flow).await;
+        if is_to_be_told(&self.flow, &self.trail, &outcome) {
+            let Self { client, flow, trail, .. } = *self;
+            Box::pin(end(client, &flow, trail, outcome)).await;
+        } else {
+            self.end(outcome).await;
+        }
+    }
+
+    /// Closes the connections, and then the records.
+    fn end(self, outcome: Outcome) -> impl Future<Output = ()> {
+        let Self { client, origin, trail, flow: _flow, .. } = self;
+        drop((client, origin));
+        trail.close(outcome)
     }
 }
 
-/// Sends the first bytes up, once they are judged.
-async fn begin(
-    gate: &Gate,
-    client: &TcpStream,
-    origin: &TcpStream,
-    flow: &Flow,
-    trail: &mut Trail,
+/// Sends the first bytes up, now or once they are judged.
+fn begin<'t>(
+    gate: &'t Gate,
+    client: &'t TcpStream,
+    origin: &'t TcpStream,
+    flow: &'t Flow,
+    trail: &'t mut Trail,
     first: First,
-) -> Result<(), Outcome> {
-    let first = match first {
-        First::Judged(ahead) => ahead,
-        First::Awaited(awaited) => awaited.judge(gate, client, flow, trail).await.map_err(Outcome::gate)?,
-    };
-    send(origin, &first, flow).await
+) -> Option<Interlude<'t>> {
+    match first {
+        First::Judged(ahead) => send_first(origin, &ahead, flow),
+        First::Awaited(awaited) => Some(Box::pin(async move {
+            let ahead = awaited.judge(gate, client, flow, trail).await.map_err(Outcome::gate)?;
+            match send_first(origin, &ahead, flow) {
+                Some(rest) => rest.await,
+                None => Ok(Pause::Empty),
+            }
+        })),
+    }
+}
+
+/// Whether this is a TLS client that was refused before anything passed.
+fn is_to_be_told(flow: &Flow, trail: &Trail, outcome: &Outcome) -> bool {
+    outcome.denial.is_some() && trail.has_hello() && flow.bytes().0 == 0
 }
 
 /// Tells a TLS client that was refused before anything passed, and closes the records.
 async fn end(client: TcpStream, flow: &Flow, trail: Trail, outcome: Outcome) {
-    if outcome.denial.is_some() && trail.has_hello() && flow.bytes().0 == 0 {
-        Box::pin(Client::new(client).close_with(ACCESS_DENIED)).await;
+    if is_to_be_told(flow, &trail, &outcome) {
+        Client::new(client).close_with_alert(ACCESS_DENIED).await;
     } else {
         drop(client);
     }

@@ -103,7 +103,6 @@ pub(super) async fn relay_down(
     mut body: Incoming,
     to: &mut Sender<Bytes, DownloadError>,
     flow: &Flow,
-    idle: std::time::Duration,
 ) -> Outcome {
     let frames = async {
         while let Some(frame) = body.frame().await {
@@ -117,6 +116,6 @@ pub(super) async fn relay_down(
     };
     tokio::select! {
         outcome = frames => outcome,
-        reason = flow.ended(idle) => Outcome::gate(reason),
+        reason = flow.ended() => Outcome::gate(reason),
     }
 }

@@ -236,7 +236,7 @@ impl Exchanges {
     ) -> Result<Response<Incoming>, Unanswered> {
         tokio::select! {
             sent = origin.send(request) => sent,
-            reason = flow.ended(self.gate.limits.idle) => Err(Unanswered::Failed(reason)),
+            reason = flow.ended() => Err(Unanswered::Failed(reason)),
         }
     }
 
@@ -279,7 +279,7 @@ impl Exchanges {
         let (mut to, from) = download();
         let exchanges = Arc::clone(self);
         self.gate.tasks.spawn(async move {
-            let outcome = relay_down(body, &mut to, &flow, exchanges.gate.limits.idle).await;
+            let outcome = relay_down(body, &mut to, &flow).await;
             if outcome.denial.is_some() {
                 to.abort(DownloadError);
             } else if origin.is_ready().await {

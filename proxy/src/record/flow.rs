@@ -150,7 +150,8 @@ impl Pen {
 /// What identifies a flow, from the session's identity on.
 fn identity(flow: &Flow, line: &mut Vec<u8>) -> io::Result<()> {
     let Session { id, client, listener, original, .. } = &flow.session;
-    write!(line, "{id}\"")?;
+    id.put(line);
+    put(line, ["\""]);
     if let Some(exchange) = flow.exchange {
         number(r#","exchange":"#, exchange, line);
     }

@@ -59,7 +59,8 @@ impl Pipe {
 }
 
 /// Why bytes no longer move.
-pub(super) enum Pause {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pause {
     /// Nothing is there to be read now.
     Empty,
     /// The reader's side has closed.
@@ -72,7 +73,7 @@ pub(super) async fn drain(
     from: &TcpStream,
     to: &TcpStream,
     pipe: Pipe,
-    grant: &impl Fn(usize) -> Grant,
+    grant: impl Fn(usize) -> Grant,
     (reader, writer): (EndedBy, EndedBy),
 ) -> Result<Pause, Outcome> {
     let mut moved = 0;
@@ -151,7 +152,7 @@ mod tests {
         loop {
             from.readable().await.unwrap();
             let pipe = Pipe::take().unwrap();
-            if let Pause::Closed = drain(&from, &to, pipe, &whole, SIDES).await.unwrap_or(Pause::Closed) {
+            if let Pause::Closed = drain(&from, &to, pipe, whole, SIDES).await.unwrap_or(Pause::Closed) {
                 break;
             }
         }
@@ -167,7 +168,7 @@ mod tests {
         sender.write_all(&[7; 1000]).unwrap();
         from.readable().await.unwrap();
         let some = |_| Grant { bytes: 10, stop: Some(Reason::UploadLimit) };
-        let ended = drain(&from, &to, Pipe::take().unwrap(), &some, SIDES).await.err().unwrap();
+        let ended = drain(&from, &to, Pipe::take().unwrap(), some, SIDES).await.err().unwrap();
         assert_eq!(ended.reason(), Some(Reason::UploadLimit));
         drop((from, to));
         let mut received = Vec::new();
