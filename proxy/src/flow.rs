@@ -26,10 +26,7 @@ pub struct Flow {
     wanted: Wanted,
     protocol: Protocol,
     address: SocketAddr,
-    /// The rule whose limits hold now; a reload may put another in its place.
-    rule: Mutex<Option<RuleRef>>,
-    /// The server name seen inside a flow to an address.
-    seen: Mutex<Option<DomainName>>,
+    judged: Mutex<Judged>,
     /// Counts and limits what goes up.
     pub meter: Meter,
     up: AtomicU64,
@@ -38,6 +35,15 @@ pub struct Flow {
     moved: AtomicU64,
     still: AtomicU32,
     order: Mutex<Order>,
+}
+
+/// What is known of a flow beside what was wanted.
+#[derive(Debug, Default)]
+struct Judged {
+    /// The rule whose limits hold now; a reload may put another in its place.
+    rule: Option<RuleRef>,
+    /// The server name seen inside a flow to an address.
+    seen: Option<DomainName>,
 }
 
 /// The gate's word on how a flow ends, and who has to hear it.
@@ -64,8 +70,7 @@ impl Flow {
             wanted,
             protocol: permit.protocol(),
             address: address.socket(),
-            rule: Mutex::new(address.rule().cloned()),
-            seen: Mutex::new(None),
+            judged: Mutex::new(Judged { rule: address.rule().cloned(), seen: None }),
             meter,
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
@@ -77,7 +82,7 @@ impl Flow {
 
     /// Remembers the server name seen inside: it is judged again with the rest.
     pub fn saw(&self, name: DomainName) {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(name);
+        self.judged().seen = Some(name);
     }
 
     /// Asks to send up to `wanted` bytes to the origin; what is granted counts as sent.
@@ -107,7 +112,7 @@ impl Flow {
     /// The rule whose limits hold now.
     #[must_use]
     pub fn rule(&self) -> Option<RuleRef> {
-        self.rule.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.judged().rule.clone()
     }
 
     /// Waits until the gate ends the flow: nothing moved for the idle time, a reload revoked it, or the gate is
@@ -129,6 +134,10 @@ impl Flow {
             None => order.waiting = Some(cx.waker().clone()),
         }
         Poll::Pending
+    }
+
+    fn judged(&self) -> MutexGuard<'_, Judged> {
+        self.judged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn order(&self) -> MutexGuard<'_, Order> {
@@ -155,15 +164,15 @@ impl Flow {
         let decision = self.wanted.decide(rules, self.client, self.protocol, now);
         let permit = decision.into_permit().map_err(|denial| denial.reason)?;
         let vetted = permit.vet(self.address.ip(), own, now).map_err(|denial| denial.reason)?;
-        if let Some(seen) = self.seen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        if let Some(seen) = &self.judged().seen {
             permit.vet_seen_name(seen, now).map_err(|denial| denial.reason)?;
         }
         Ok(vetted)
     }
 
     fn put_under(&self, rule: Option<&RuleRef>) {
-        self.meter.set_rule(rule.map(|rule| &**rule));
-        *self.rule.lock().unwrap_or_else(PoisonError::into_inner) = rule.cloned();
+        self.meter.set_rule(self.client, rule.map(|rule| &**rule));
+        self.judged().rule = rule.cloned();
         self.order().end.take_if(|end| end.reason == Reason::Revoked);
     }
 

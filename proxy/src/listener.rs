@@ -56,8 +56,6 @@ impl Way {
 /// A listener that is bound.
 #[derive(Debug)]
 pub struct Listener {
-    /// Its name in the records.
-    name: Arc<str>,
     /// What comes in there.
     way: Way,
     /// The socket.
@@ -77,7 +75,6 @@ impl Listener {
         // What is accepted inherits it (tcp(7)). Small answers must not wait for one another; where this fails they do.
         let _ = SockRef::from(&socket).set_tcp_nodelay(true);
         Self {
-            name: Arc::from(way.name()),
             way,
             socket,
             clients,
@@ -109,7 +106,7 @@ impl Listener {
         }
         self.metrics.accept_paused();
         if !self.paused.swap(true, Ordering::Relaxed) {
-            gate.recorder.console().notice(format!("{} waits with accepting: {error}", self.name));
+            gate.recorder.console().notice(format!("{} waits with accepting: {error}", self.way.name()));
         }
         tokio::select! {
             () = gate.budget.closed() => {}
@@ -129,7 +126,7 @@ impl Listener {
 
     fn accepted(&self, gate: &Gate) {
         if self.paused.swap(false, Ordering::Relaxed) {
-            gate.recorder.console().notice(format!("{} accepts again", self.name));
+            gate.recorder.console().notice(format!("{} accepts again", self.way.name()));
         }
     }
 }
@@ -148,7 +145,7 @@ fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client:
     let session = Session {
         id: gate.ids.next(),
         client,
-        listener: Arc::clone(&listener.name),
+        listener: listener.way,
         original,
         accepted: std::time::Instant::now(),
     };

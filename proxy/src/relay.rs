@@ -81,47 +81,60 @@ pub type Interlude<'t> = Pin<Box<dyn Future<Output = Result<Pause, Outcome>> + S
 ///
 /// An end that closes its sending side leaves the other direction open; the tunnel is over when both have
 /// closed, when one fails, or when [`Flow::ended`] says so. The side that closed first ended it.
-pub async fn relay<'t>(
+pub fn relay<'t>(
     client: &'t TcpStream,
     origin: &'t TcpStream,
     beginning: Option<Interlude<'t>>,
     flow: &'t Flow,
-) -> Outcome {
-    let mut up = Direction { from: client, to: origin, way: Way::Up, flow, copied: 0, interlude: beginning };
-    let mut down = Direction { from: origin, to: client, way: Way::Down, flow, copied: 0, interlude: None };
-    let mut closed = None;
-    poll_fn(|cx| {
-        if closed != Some(EndedBy::Client)
-            && let Poll::Ready(result) = up.poll_pass(cx)
-            && let Some(outcome) = settle(&mut closed, result, EndedBy::Client, origin)
+) -> impl Future<Output = Outcome> {
+    let up = Direction { copied: 0, interlude: beginning };
+    let down = Direction { copied: 0, interlude: None };
+    let mut relay = Relay { client, origin, flow, up, down, closed: None };
+    poll_fn(move |cx| relay.poll(cx))
+}
+
+/// A tunnel that relays. It is a state and not an `async fn`, which took five times the memory: a tunnel that stands
+/// still has this, and nothing behind it.
+struct Relay<'t> {
+    client: &'t TcpStream,
+    origin: &'t TcpStream,
+    flow: &'t Flow,
+    up: Direction<'t>,
+    down: Direction<'t>,
+    /// Who has closed first.
+    closed: Option<EndedBy>,
+}
+
+impl Relay<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let Self { client, origin, flow, .. } = *self;
+        if self.closed != Some(EndedBy::Client)
+            && let lane = (Lane { from: client, to: origin, way: Way::Up, flow })
+            && let Poll::Ready(result) = self.up.poll_pass(lane, cx)
+            && let Some(outcome) = self.settle(result, EndedBy::Client, origin)
         {
             return Poll::Ready(outcome);
         }
-        if closed != Some(EndedBy::Origin)
-            && let Poll::Ready(result) = down.poll_pass(cx)
-            && let Some(outcome) = settle(&mut closed, result, EndedBy::Origin, client)
+        if self.closed != Some(EndedBy::Origin)
+            && let lane = (Lane { from: origin, to: client, way: Way::Down, flow })
+            && let Poll::Ready(result) = self.down.poll_pass(lane, cx)
+            && let Some(outcome) = self.settle(result, EndedBy::Origin, client)
         {
             return Poll::Ready(outcome);
         }
         flow.poll_ended(cx).map(Outcome::gate)
-    })
-    .await
-}
+    }
 
-/// One direction is done: the other side is told, or, where both are, the tunnel is over and closing tells it.
-fn settle(
-    closed: &mut Option<EndedBy>,
-    result: Result<(), Outcome>,
-    by: EndedBy,
-    to: &TcpStream,
-) -> Option<Outcome> {
-    match (result, *closed) {
-        (Err(outcome), _) => Some(outcome),
-        (Ok(()), Some(first)) => Some(Outcome::side(first)),
-        (Ok(()), None) => {
-            *closed = Some(by);
-            let other = if by == EndedBy::Client { EndedBy::Origin } else { EndedBy::Client };
-            close_write(to).err().map(|_| Outcome::side(other))
+    /// One direction is done: the other side is told, or, where both are, the tunnel is over and closing tells it.
+    fn settle(&mut self, result: Result<(), Outcome>, by: EndedBy, to: &TcpStream) -> Option<Outcome> {
+        match (result, self.closed) {
+            (Err(outcome), _) => Some(outcome),
+            (Ok(()), Some(first)) => Some(Outcome::side(first)),
+            (Ok(()), None) => {
+                self.closed = Some(by);
+                let other = if by == EndedBy::Client { EndedBy::Origin } else { EndedBy::Client };
+                close_write(to).err().map(|_| Outcome::side(other))
+            }
         }
     }
 }
@@ -179,13 +192,17 @@ impl Way {
     }
 }
 
-/// One direction of a tunnel. It is a state and not an `async fn`, which took three times the memory: a tunnel that
-/// stands still has two of these, and nothing behind them.
-struct Direction<'t> {
+/// Where a direction leads.
+#[derive(Clone, Copy)]
+struct Lane<'t> {
     from: &'t TcpStream,
     to: &'t TcpStream,
     way: Way,
     flow: &'t Flow,
+}
+
+/// How far a direction has come.
+struct Direction<'t> {
     /// Bytes that were copied.
     copied: usize,
     /// What has to be over before more is read.
@@ -194,7 +211,8 @@ struct Direction<'t> {
 
 impl<'t> Direction<'t> {
     /// Passes on what comes until the reader's side closes.
-    fn poll_pass(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Outcome>> {
+    fn poll_pass(&mut self, lane: Lane<'t>, cx: &mut Context<'_>) -> Poll<Result<(), Outcome>> {
+        let Lane { from, to, way, flow } = lane;
         loop {
             if let Some(interlude) = &mut self.interlude {
                 let pause = ready!(interlude.as_mut().poll(cx))?;
@@ -203,30 +221,30 @@ impl<'t> Direction<'t> {
                     return Poll::Ready(Ok(()));
                 }
             }
-            ready!(self.from.poll_read_ready(cx)).map_err(|_| Outcome::side(self.way.reader()))?;
+            ready!(from.poll_read_ready(cx)).map_err(|_| Outcome::side(way.reader()))?;
             if self.copied >= SPLICED_BEHIND
                 && let Some(pipe) = Pipe::take()
             {
-                let (way, flow) = (self.way, self.flow);
                 let grant = move |bytes| way.grant(flow, bytes);
-                self.interlude = Some(Box::pin(splice::drain(self.from, self.to, pipe, grant, way.sides())));
+                self.interlude = Some(Box::pin(splice::drain(from, to, pipe, grant, way.sides())));
                 continue;
             }
-            match self.copy()? {
+            match lane.copy()? {
                 Copied::Nothing => {}
                 Copied::Closed => return Poll::Ready(Ok(())),
                 Copied::Bytes(bytes, rest) => {
                     self.copied += bytes;
                     let turn_is_over = self.copied % TURN < bytes;
                     if turn_is_over || !rest.is_none() {
-                        self.interlude =
-                            Some(Box::pin(finish(self.to, rest, turn_is_over, self.way.writer())));
+                        self.interlude = Some(Box::pin(finish(to, rest, turn_is_over, way.writer())));
                     }
                 }
             }
         }
     }
+}
 
+impl Lane<'_> {
     /// Moves what is there to be read, through the thread's buffer.
     fn copy(&self) -> Result<Copied, Outcome> {
         with_buffer(|buffer| {

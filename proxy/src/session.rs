@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+
+use crate::listener::Way;
 
 /// A session's identity in the records. Unique over the gates and restarts of a fleet with overwhelming
 /// likelihood: 32 random bits of the process, and a count.
@@ -77,8 +78,8 @@ pub struct Session {
     pub id: SessionId,
     /// Who connected; an IPv4-mapped address as its IPv4 self.
     pub client: SocketAddr,
-    /// The name of the listener: `proxy`, `tls`, `http`, `tcp`.
-    pub listener: Arc<str>,
+    /// By which listener.
+    pub listener: Way,
     /// Where the client's packets were going before they were redirected here; none where it dialled the gate.
     pub original: Option<SocketAddr>,
     /// When it was accepted.

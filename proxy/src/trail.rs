@@ -1,6 +1,7 @@
 //! What the records of one flow say, from its decision to its end.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use crate::relay::Outcome;
 /// How long the end of a flow waits for its own record. Beyond it the record is still written, and the sockets
 /// are closed meanwhile.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is still to be done before something is over.
+pub type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The records of one flow. A trail that is dropped before it was closed belongs to a client that went away in
 /// the middle of a request, and closes itself.
@@ -123,20 +127,18 @@ impl Trail {
         }
     }
 
-    /// Records how the flow ended, now; what comes back waits where records have to wait. The client and the origin do
-    /// not wait with them.
-    pub fn close(mut self, outcome: Outcome) -> impl Future<Output = ()> + use<> {
-        let waiting = self.end(outcome).map(|waiting| Box::pin(timeout(PATIENCE, waiting)));
-        async move {
-            if let Some(waiting) = waiting {
-                let _ = waiting.await;
-            }
+    /// Records how the flow ended. When records have to wait, the client and the origin do not wait with them.
+    pub async fn close(self, outcome: Outcome) {
+        if let Some(waiting) = self.close_now(outcome) {
+            waiting.await;
         }
     }
 
-    /// The same, and waits for nothing: a client that keeps its connection waits for its next decision's record.
-    pub fn close_now(mut self, outcome: Outcome) {
-        drop(self.end(outcome));
+    /// Records how the flow ended, and gives what there is to wait for: nearly always nothing.
+    #[must_use]
+    pub fn close_now(mut self, outcome: Outcome) -> Option<Waiting> {
+        let waiting = self.end(outcome)?;
+        Some(Box::pin(async move { _ = timeout(PATIENCE, waiting).await }))
     }
 
     /// Hands the last record over. Where there is no room for it, a task of its own waits for some.

@@ -12,7 +12,7 @@ use crate::gate::Gate;
 use crate::hello::ClientHello;
 use crate::path::Dialled;
 use crate::relay::{Interlude, Outcome, Pause, relay, send_first};
-use crate::trail::Trail;
+use crate::trail::{Trail, Waiting};
 
 /// The fatal TLS alert `access_denied` (RFC 8446 §6.2), which a TLS client shows where it would not show HTTP.
 pub const ACCESS_DENIED: &[u8] = &[21, 3, 3, 0, 2, 2, 49];
@@ -117,19 +117,19 @@ impl Tunnel {
         let first = std::mem::replace(first, First::Judged(BytesMut::new()));
         let beginning = begin(gate, client, origin, flow, trail, first);
         let outcome = relay(client, origin, beginning, flow).await;
-        if is_to_be_told(&self.flow, &self.trail, &outcome) {
-            let Self { client, flow, trail, .. } = *self;
-            Box::pin(end(client, &flow, trail, outcome)).await;
-        } else {
-            self.end(outcome).await;
+        if let Some(waiting) = self.end(outcome) {
+            waiting.await;
         }
     }
 
-    /// Closes the connections, and then the records.
-    fn end(self, outcome: Outcome) -> impl Future<Output = ()> {
-        let Self { client, origin, trail, flow: _flow, .. } = self;
+    /// Closes the connections, and then the records; gives what there is to wait for.
+    fn end(self, outcome: Outcome) -> Option<Waiting> {
+        let Self { client, origin, flow, trail, .. } = self;
+        if is_to_be_told(&flow, &trail, &outcome) {
+            return Some(Box::pin(async move { end(client, &flow, trail, outcome).await }));
+        }
         drop((client, origin));
-        trail.close(outcome)
+        trail.close_now(outcome)
     }
 }
 

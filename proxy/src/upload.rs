@@ -50,12 +50,11 @@ impl Hours {
     pub fn meter(self: &Arc<Self>, client: IpAddr, rule: Option<&Rule>, connection: Arc<AtomicU64>) -> Meter {
         let meter = Meter {
             hours: Arc::clone(self),
-            client,
             connection,
             limit: AtomicU64::new(u64::MAX),
             hourly: Mutex::new(None),
         };
-        meter.set_rule(rule);
+        meter.set_rule(client, rule);
         meter
     }
 
@@ -112,7 +111,6 @@ impl Hour {
 #[derive(Debug)]
 pub struct Meter {
     hours: Arc<Hours>,
-    client: IpAddr,
     /// Bytes sent so far on the connection that the flow belongs to, over this rule.
     connection: Arc<AtomicU64>,
     limit: AtomicU64,
@@ -127,15 +125,15 @@ struct Hourly {
 }
 
 impl Meter {
-    /// Puts the flow under the limits of `rule`: the one that admitted it, or the one that a reload put in
-    /// its place. What was sent stays sent.
-    pub fn set_rule(&self, rule: Option<&Rule>) {
+    /// Puts the flow of `client` under the limits of `rule`: the one that admitted it, or the one that a reload put
+    /// in its place. What was sent stays sent.
+    pub fn set_rule(&self, client: IpAddr, rule: Option<&Rule>) {
         let limit = rule.and_then(|rule| rule.terms.max_upload).unwrap_or(u64::MAX);
         self.limit.store(limit, Ordering::Relaxed);
         let hourly = rule.and_then(|rule| {
             let limit = rule.terms.max_upload_per_hour?;
             let (file, name) = (Arc::clone(&rule.place.file), Arc::clone(&rule.name));
-            let key = HourKey { client: self.client, file, rule: name };
+            let key = HourKey { client, file, rule: name };
             Some(Hourly { hour: self.hours.hour(key), limit })
         });
         *self.hourly.lock().unwrap_or_else(PoisonError::into_inner) = hourly;

@@ -20,8 +20,11 @@ use super::{AuditTarget, OpenError};
 const MODE: u32 = 0o640;
 /// How long a pipe that was set non-blocking by somebody else may be full before that counts as a failure.
 const POLL_MS: u16 = 1000;
-/// A write that takes longer than this has made a session's thread wait: some 1,000 times what memory takes.
+/// A write that takes longer than this has made a session's thread wait: some 1,000 times what memory takes. Once, it
+/// may only have lost the core to somebody else in the middle; twice in a row it is the disk.
 const SLOW: Duration = Duration::from_millis(5);
+/// Nobody loses the core for so long.
+const STALLED: Duration = Duration::from_millis(100);
 /// How long sessions then leave writing to a thread of its own.
 const SLOW_FOR: Duration = Duration::from_secs(1);
 
@@ -37,7 +40,9 @@ pub(super) struct Output {
     full_at: Option<u64>,
     /// The last full file on its way to the disk.
     syncing: Option<JoinHandle<io::Result<()>>>,
-    /// When it last made a session's thread wait.
+    /// Whether the last write was slow.
+    was_slow: bool,
+    /// When it last made a session's thread wait for the disk.
     slow_at: Option<Instant>,
 }
 
@@ -91,8 +96,14 @@ impl Output {
         let count = self.file.write(bytes)?;
         self.size += count as u64;
         let ended = Instant::now();
-        self.slow_at = (ended.saturating_duration_since(begun) > SLOW).then_some(ended);
+        self.took(ended.saturating_duration_since(begun), ended);
         Ok(count)
+    }
+
+    fn took(&mut self, time: Duration, ended: Instant) {
+        let is_slow = time > SLOW;
+        self.slow_at = (time > STALLED || (is_slow && self.was_slow)).then_some(ended);
+        self.was_slow = is_slow;
     }
 
     /// Whether a write is over at once, as far as can be known: a regular file goes to memory first. A pipe waits for
@@ -177,7 +188,7 @@ fn wait(syncing: JoinHandle<io::Result<()>>) -> io::Result<()> {
 
 fn open_stdout() -> io::Result<Output> {
     let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    Ok(Output { file, target: None, size: 0, full_at: None, syncing: None, slow_at: None })
+    Ok(Output { file, target: None, size: 0, full_at: None, syncing: None, was_slow: false, slow_at: None })
 }
 
 fn open_path(target: Target) -> Result<Output, OpenError> {
@@ -231,6 +242,7 @@ fn open_regular(path: &Path, target: &Target) -> Result<Output, OpenError> {
         size: found.len(),
         full_at: Some(target.rotate),
         syncing: None,
+        was_slow: false,
         slow_at: None,
     };
     output.end_torn_line().map_err(failed)?;
@@ -265,7 +277,15 @@ fn open_stream(target: Target) -> Result<Output, OpenError> {
     };
     fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))
         .map_err(|error| OpenError::io(&target.path, error.into()))?;
-    Ok(Output { file, target: Some(target), size: 0, full_at: None, syncing: None, slow_at: None })
+    Ok(Output {
+        file,
+        target: Some(target),
+        size: 0,
+        full_at: None,
+        syncing: None,
+        was_slow: false,
+        slow_at: None,
+    })
 }
 
 /// Makes `path.1` free: every number becomes the next, and what is beyond the last one kept goes.
@@ -293,4 +313,28 @@ fn numbered(path: &Path, suffix: &str) -> PathBuf {
     name.push(".");
     name.push(suffix);
     PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_the_disk_that_is_slow_twice_in_a_row_or_for_long() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let (path, rotate, keep) = (folder.path().join("audit.jsonl"), u64::MAX, NonZeroU16::MIN);
+        let (fast, slow, stalled) = (Duration::ZERO, SLOW * 2, STALLED * 2);
+        for (took, prompt) in [
+            (&[fast, slow][..], true),
+            (&[slow, fast, slow], true),
+            (&[slow, slow], false),
+            (&[stalled], false),
+            (&[slow, slow, fast], true),
+        ] {
+            let target = AuditTarget::File { path: path.clone(), rotate, keep };
+            let mut output = Output::open(target).unwrap();
+            took.iter().for_each(|took| output.took(*took, Instant::now()));
+            assert_eq!(output.is_prompt(), prompt, "{took:?}");
+        }
+    }
 }

@@ -176,10 +176,8 @@ impl Shared {
     /// nothing, where the file has yet to be told of dropped records.
     pub(super) fn next_task(&self) -> (Output, Task) {
         let mut queue = self.lock();
-        let mut woken = false;
         loop {
-            // The record that it was woken for may have been taken along meanwhile: on a busy gate the next is near.
-            if (woken || self.has_records(&queue)) && queue.output.is_some() && !queue.is_urgent() {
+            if self.has_records(&queue) && queue.output.is_some() && !queue.is_urgent() {
                 queue = self.linger(queue);
             }
             if let Some(output) = queue.output.take() {
@@ -191,7 +189,6 @@ impl Shared {
             queue.writer = Waiting::Record;
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
             queue.writer = Waiting::No;
-            woken = true;
         }
     }
 
@@ -225,29 +222,48 @@ impl Shared {
     /// the writing thread for a while.
     pub(super) fn write_now(&self, line: &[u8]) -> Now {
         let held = self.held(line);
-        self.write_now_with(held, line.len(), 1, |batch| batch.push(line, held, None))
+        self.write_now_with(held, line, 1, |batch| batch.push(line, held, None))
     }
 
     /// As [`Shared::write_now`], of one record or more.
     pub(super) fn write_all_now(&self, lines: &Lines) -> Now {
-        let length = lines.bytes.len();
-        let Ok(held) = u32::try_from(length) else { return Now::Busy };
-        self.write_now_with(held, length, lines.ends.len(), |batch| batch.append(lines, None))
+        let Ok(held) = u32::try_from(lines.bytes.len()) else { return Now::Busy };
+        self.write_now_with(held, &lines.bytes, lines.ends.len(), |batch| batch.append(lines, None))
     }
 
-    fn write_now_with(&self, held: u32, length: usize, records: usize, push: impl FnOnce(&mut Batch)) -> Now {
+    fn write_now_with(&self, held: u32, bytes: &[u8], records: usize, push: impl FnOnce(&mut Batch)) -> Now {
         let Ok(room) = self.room.try_acquire_many(held) else { return Now::Busy };
         let mut queue = self.lock();
-        if !self.may_write_now(&queue, length) {
+        if !self.may_write_now(&queue, bytes.len()) {
             return Now::Busy;
         }
         let Some(mut output) = queue.output.take() else { return Now::Busy };
         room.forget();
         self.queued_records.fetch_add(records as u64, Ordering::Relaxed);
-        push(&mut queue.batch);
-        let mut batch = queue.take_batch();
+        let nothing_waits = queue.batch.is_written();
+        if !nothing_waits {
+            push(&mut queue.batch);
+            let mut batch = queue.take_batch();
+            drop(queue);
+            self.write_once(&mut output, &mut batch);
+            return self.after(output, batch);
+        }
         drop(queue);
-        self.write_once(&mut output, &mut batch);
+        // The usual case: what is written need not be copied before.
+        let count = output.write_promptly(bytes).inspect(|_| _ = self.writes.fetch_add(1, Ordering::Relaxed));
+        let mut batch = Batch::default();
+        if count.as_ref().is_ok_and(|count| *count == bytes.len()) {
+            self.queued_records.fetch_sub(records as u64, Ordering::Relaxed);
+            self.written.fetch_add(records as u64, Ordering::Relaxed);
+            self.room.add_permits(held as usize);
+        } else {
+            push(&mut batch);
+            self.acknowledge(batch.advance(count.unwrap_or(0)));
+        }
+        self.after(output, batch)
+    }
+
+    fn after(&self, output: Output, mut batch: Batch) -> Now {
         let now = if batch.is_written() { Now::Written } else { Now::Begun(batch.tell_of_last()) };
         self.write_on(output, batch);
         now
@@ -261,7 +277,7 @@ impl Shared {
             if !batch.is_written() || !queue.awaited || !self.may_write_on(&queue, &output) {
                 break;
             }
-            queue.spare = batch.cleared();
+            queue.keep(batch);
             batch = queue.take_batch();
             drop(queue);
             self.write_once(&mut output, &mut batch);
@@ -269,7 +285,7 @@ impl Shared {
         }
         queue.output = Some(output);
         if batch.is_written() {
-            queue.spare = batch.cleared();
+            queue.keep(batch);
         } else {
             queue.unfinished = Some(batch);
         }
@@ -338,19 +354,15 @@ impl Shared {
 
     /// Gives back the room of records that are written, and lets their sessions go on.
     pub(super) fn acknowledge(&self, lines: impl Iterator<Item = Line>) {
-        let mut waiting = Vec::new();
-        self.settle(lines, &mut waiting);
-        tell(waiting);
-    }
-
-    /// Gives back the room of records that are written. Their sessions are still to be told.
-    pub(super) fn settle(&self, lines: impl Iterator<Item = Line>, waiting: &mut Vec<oneshot::Sender<()>>) {
         let (mut room, mut records, mut held) = (0, 0, 0);
         for line in lines {
             room += line.held as usize;
             records += 1;
             held += u64::from(line.held > 0);
-            waiting.extend(line.written);
+            if let Some(written) = line.written {
+                // Nobody waits any more: the record is written all the same.
+                _ = written.send(());
+            }
         }
         self.queued_records.fetch_sub(held, Ordering::Relaxed);
         self.written.fetch_add(records, Ordering::Relaxed);
@@ -485,6 +497,13 @@ impl Queue {
     /// Whether something other than a record is to be done first, by the writing thread.
     fn is_held_up(&self) -> bool {
         self.reopen || self.unfinished.is_some() || self.closing.is_some()
+    }
+
+    /// Keeps the memory of a batch that is written for another.
+    fn keep(&mut self, batch: Batch) {
+        if batch.bytes.capacity() > self.spare.bytes.capacity() {
+            self.spare = batch.cleared();
+        }
     }
 
     /// Everything that is queued.
@@ -670,13 +689,5 @@ impl Batch {
         self.lines.clear();
         self.lines.shrink_to(KEPT_LINES);
         Self { bytes: self.bytes, lines: self.lines, ..Self::default() }
-    }
-}
-
-/// Lets sessions go on whose records are written.
-pub(super) fn tell(waiting: Vec<oneshot::Sender<()>>) {
-    for written in waiting {
-        // Nobody waits any more: the record is written all the same.
-        _ = written.send(());
     }
 }

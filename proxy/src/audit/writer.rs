@@ -1,15 +1,13 @@
 //! The thread that writes what sessions do not write themselves, and rotates, reopens and waits.
 
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::oneshot::Sender;
 
 use super::file::{Output, Reopened};
-use super::queue::{Batch, Pause, Shared, Task, tell};
+use super::queue::{Batch, Pause, Shared, Task};
 use crate::console::Console;
 use crate::record::{Dropped, write_line};
 
@@ -37,12 +35,7 @@ impl Writer {
             let (mut output, task) = self.shared.next_task();
             match task {
                 Task::Write(batch) => match self.write(&mut output, batch) {
-                    Ok((written, waiting)) => {
-                        self.shared.put_back(output, written.cleared());
-                        // Whoever is told goes on at once, on this core: by then it finds the file here, to write the
-                        // next record itself. Else that would be ours again, and so on for as long as the gate is busy.
-                        tell(waiting);
-                    }
+                    Ok(written) => self.shared.put_back(output, written.cleared()),
                     Err(GaveUp) => return self.shared.give_up(),
                 },
                 Task::Reopen => {
@@ -54,16 +47,13 @@ impl Writer {
         }
     }
 
-    /// Writes a batch to its end, however often that takes. Gives the batch back, and who waits for the last of it.
-    fn write(&self, output: &mut Output, mut batch: Batch) -> Result<(Batch, Vec<Sender<()>>), GaveUp> {
+    /// Writes a batch to its end, however often that takes.
+    fn write(&self, output: &mut Output, mut batch: Batch) -> Result<Batch, GaveUp> {
         self.tell_of_dropped(&mut batch);
-        let (mut pause, mut waiting) = (FIRST_PAUSE, Vec::new());
+        let mut pause = FIRST_PAUSE;
         while !batch.is_written() {
-            match self.write_some(output, &mut batch, &mut waiting) {
+            match self.write_some(output, &mut batch) {
                 Ok(()) => {
-                    if !batch.is_written() {
-                        tell(mem::take(&mut waiting));
-                    }
                     self.succeeded();
                     pause = FIRST_PAUSE;
                 }
@@ -77,16 +67,11 @@ impl Writer {
                 }
             }
         }
-        Ok((batch, waiting))
+        Ok(batch)
     }
 
     /// Writes as many records as the file has room for with one call, and rotates the file where it has none.
-    fn write_some(
-        &self,
-        output: &mut Output,
-        batch: &mut Batch,
-        waiting: &mut Vec<Sender<()>>,
-    ) -> std::io::Result<()> {
+    fn write_some(&self, output: &mut Output, batch: &mut Batch) -> std::io::Result<()> {
         let fitting = |output: &Output, batch: &Batch| batch.lines_within(output.room()).len();
         let mut length = fitting(output, batch);
         if length == 0 && !batch.is_mid_line() && !output.is_empty() {
@@ -97,7 +82,7 @@ impl Writer {
         let bytes = if length == 0 { batch.next_line() } else { batch.lines_within(output.room()) };
         let count = output.write(bytes)?;
         self.shared.writes.fetch_add(1, Ordering::Relaxed);
-        self.shared.settle(batch.advance(count), waiting);
+        self.shared.acknowledge(batch.advance(count));
         Ok(())
     }
 

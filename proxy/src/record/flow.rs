@@ -155,8 +155,7 @@ fn identity(flow: &Flow, line: &mut Vec<u8>) -> io::Result<()> {
     if let Some(exchange) = flow.exchange {
         number(r#","exchange":"#, exchange, line);
     }
-    text(r#","listener":"#, listener, line)?;
-    put(line, [r#","client":""#]);
+    put(line, [r#","listener":""#, listener.name(), r#"","client":""#]);
     put_address(client.ip(), line)?;
     number(r#"","client_port":"#, client.port().into(), line);
     if let Some(original) = original {

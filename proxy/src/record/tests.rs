@@ -5,6 +5,7 @@ use outgate_rules::reason::Reason;
 use outgate_rules::{Pattern, Port, Request, RuleSet, RuleSetBuilder};
 
 use super::*;
+use crate::listener::Way;
 use crate::session::SessionIds;
 
 #[test]
@@ -230,7 +231,7 @@ pub(crate) fn connect(target: &str) -> Flow {
         session: Session {
             id: SessionIds::new(0x1a2b_3c4d).next(),
             client: "10.1.0.4:51234".parse().unwrap(),
-            listener: Arc::from("proxy"),
+            listener: Way::Proxy,
             original: None,
             accepted: Instant::now(),
         },
