@@ -5,13 +5,13 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::print_stderr)]
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use jiff::Timestamp;
 use outgate::head::{HeadScanner, RequestHead};
 use outgate::hello;
+use outgate::listener::Way;
 use outgate::record::{Asked, Closed, Decided, EndedBy, Flow, Kind};
 use outgate::session::{Session, SessionIds};
 use outgate_bench::load::Asked as Said;
@@ -66,7 +66,7 @@ fn record() {
         session: Session {
             id: SessionIds::new(7).next(),
             client: ([10, 1, 0, 4], 40_000).into(),
-            listener: Arc::from("proxy"),
+            listener: Way::Proxy,
             original: None,
             accepted: Instant::now(),
         },

@@ -156,6 +156,16 @@ mod tests {
     }
 
     #[test]
+    fn a_network_of_ipv6_addresses_is_one_client() {
+        let budget = Budget::new(BudgetSettings { names_per_minute: 1, ..BudgetSettings::default() });
+        let now = Instant::now();
+        let spend = |client: &str, name| budget.spend(client.parse().unwrap(), "example.org", name, now);
+        assert_eq!(spend("fd00:1::1", "a.example.org"), Ok(()));
+        assert_eq!(spend("fd00:1::2", "b.example.org"), Err(Reason::LookupNames));
+        assert_eq!(spend("fd00:1:0:1::1", "b.example.org"), Ok(()), "another network");
+    }
+
+    #[test]
     fn a_name_longer_than_any_real_one_is_refused_at_once() {
         let budget = Budget::new(BudgetSettings::default());
         let label = "a".repeat(60);

@@ -131,11 +131,21 @@ impl fmt::Display for AskedName {
 /// Over when what was handed over is on record.
 pub type Room = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// What an observer keeps of an event for when it is told the same again. Empty at first; nobody else looks at it.
+pub type Said = Vec<u8>;
+
 /// Who is told what the server does.
 pub trait Observer: fmt::Debug + Send + Sync {
     /// Takes an event before its answer is sent. Must not block. The same thread calls [`Observer::hand_over`] soon,
     /// and waits for nothing before that.
     fn answered(&self, event: &Answered);
+
+    /// As [`Observer::answered`], for an event that was told before and has only another time, port of the client and
+    /// duration. `said` is what this method left there the last time.
+    fn answered_again(&self, event: &Answered, said: &mut Said) {
+        _ = said;
+        self.answered(event);
+    }
 
     /// The answers of all events that this thread has told are about to be sent. Must not block: until they are on
     /// record it returns a wait, and nothing is sent before that is over.

@@ -40,7 +40,7 @@ impl LetterCase {
 
     /// The letters of a name in this case, without the dots.
     fn of<'n>(&'n self, name: &'n DomainName) -> impl Iterator<Item = u8> + 'n {
-        let letters = name.labels().flat_map(str::bytes);
+        let letters = name.as_str().bytes().filter(|byte| *byte != b'.');
         letters.zip(self.bits()).map(|(byte, upper)| if upper { byte.to_ascii_uppercase() } else { byte })
     }
 
@@ -59,9 +59,13 @@ impl Question {
         // QUERY with recursion desired; one question, nothing else but perhaps OPT.
         wire.extend([0x01, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(with_opt)]);
         let mut letters = case.of(&self.name);
-        for label in self.name.labels() {
+        for label in labels(&self.name) {
             wire.push(u8::try_from(label.len()).unwrap_or(0));
-            wire.extend(letters.by_ref().take(label.len()));
+            if *case == LetterCase::PLAIN {
+                wire.extend_from_slice(label);
+            } else {
+                wire.extend(letters.by_ref().take(label.len()));
+            }
         }
         wire.push(0);
         wire.extend(self.record_type.to_be_bytes());
@@ -107,9 +111,14 @@ fn matches_rejection(code: ResponseCode) -> bool {
 
 /// Whether two forms of a name are the same name.
 fn is_name(wire: &Name, name: &DomainName) -> bool {
-    let mut labels = name.labels();
-    wire.iter().all(|label| labels.next().is_some_and(|own| own.as_bytes().eq_ignore_ascii_case(label)))
+    let mut labels = labels(name);
+    wire.iter().all(|label| labels.next().is_some_and(|own| own.eq_ignore_ascii_case(label)))
         && labels.next().is_none()
+}
+
+/// Not by [`DomainName::labels`]: its search is made for long texts.
+fn labels(name: &DomainName) -> impl Iterator<Item = &[u8]> {
+    name.as_str().as_bytes().split(|byte| *byte == b'.')
 }
 
 #[cfg(test)]

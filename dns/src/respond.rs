@@ -1,5 +1,4 @@
-//! Replies as bytes: those that are given on the spot. The others are built by hickory-server
-//! (`server/slow.rs`).
+//! Replies as bytes: all but those to what is seldom seen, which hickory-server builds (`server/slow.rs`).
 //!
 //! A reply repeats the client's question bit for bit, so that a client that mixes letter case as a defence
 //! gets its own back. It is never larger than the client takes: what does not fit goes out empty with TC set,

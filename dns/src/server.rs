@@ -10,7 +10,7 @@
 //! A name that is denied has caused nothing but its reply. Datagrams come in on one socket a core
 //! (`server/datagrams.rs`), each with a thread of its own that answers on the spot what can be answered so, in
 //! batches. Streams (`server/streams.rs`) are served on the runtime that the server is started in. What has to
-//! ask an upstream, and what is seldom seen, becomes a task of hickory-server's making (`server/slow.rs`).
+//! ask an upstream, and what is seldom seen, becomes a task (`server/slow.rs`).
 
 mod again;
 mod batch;

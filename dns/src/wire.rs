@@ -183,7 +183,7 @@ impl<'p> Question<'p> {
         let mut text = [0; MAX_WIRE_NAME];
         let mut length = 0;
         for label in self.labels() {
-            if label.contains(&b'.') {
+            if label.iter().any(is_dot) {
                 // In text the dot would end the label.
                 return Err(NameError::Character);
             }
@@ -244,6 +244,11 @@ impl<'p> Question<'p> {
             rest.take(length.into()).filter(|label| !label.is_empty())
         })
     }
+}
+
+/// Looked for byte by byte: the search of `contains` is made for long texts.
+fn is_dot(byte: &u8) -> bool {
+    *byte == b'.'
 }
 
 /// The bytes that have not been read yet.

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outgate_dns::event::{Answered, Observer, Room};
+use outgate_dns::event::{Answered, Observer, Room, Said};
 use outgate_rules::Reason;
 use tokio::runtime::Handle;
 
@@ -148,8 +148,10 @@ struct Heard {
     lines: Lines,
     pen: Pen,
     /// Counted together: threads that share counters take them from each other with every count.
-    counts: Vec<(LookupLabels, u64)>,
+    counts: LookupCounts,
 }
+
+type LookupCounts = Vec<(LookupLabels, u64)>;
 
 thread_local! {
     /// The room of the lines is used again and again.
@@ -158,7 +160,20 @@ thread_local! {
 
 impl Observer for Lookups {
     fn answered(&self, event: &Answered) {
-        HEARD.with_borrow_mut(|heard| self.0.looked_up(&Lookup(event), heard));
+        let lookup = Lookup(event);
+        HEARD.with_borrow_mut(|heard| {
+            self.0.count(&lookup, &mut heard.counts);
+            // A vector takes every line.
+            _ = heard.lines.add(|line| heard.pen.write_line(&lookup, line));
+        });
+    }
+
+    fn answered_again(&self, event: &Answered, said: &mut Said) {
+        let lookup = Lookup(event);
+        HEARD.with_borrow_mut(|heard| {
+            self.0.count(&lookup, &mut heard.counts);
+            _ = heard.lines.add(|line| heard.pen.write_line_again(&lookup, said, line));
+        });
     }
 
     fn hand_over(&self) -> Option<Room> {
@@ -183,13 +198,13 @@ impl Observer for Lookups {
 }
 
 impl Recorder {
-    /// A lookup was answered.
-    fn looked_up(&self, event: &Lookup<'_>, heard: &mut Heard) {
+    /// A lookup was answered: counts it, and tells the console.
+    fn count(&self, event: &Lookup<'_>, counts: &mut LookupCounts) {
         self.tally(|tally| tally.looked_up(event.0));
         let labels = event.labels();
-        match heard.counts.iter_mut().find(|(counted, _)| *counted == labels) {
+        match counts.iter_mut().find(|(counted, _)| *counted == labels) {
             Some((_, count)) => *count += 1,
-            None => heard.counts.push((labels, 1)),
+            None => counts.push((labels, 1)),
         }
         if let Some(took) = event.resolved_in() {
             self.metrics.resolved(took);
@@ -197,8 +212,6 @@ impl Recorder {
         if event.verdict() == Verdict::Deny {
             self.console.denied(|| event.denial());
         }
-        // A vector takes every line.
-        _ = heard.lines.add(|line| heard.pen.write_line(event, line));
     }
 }
 

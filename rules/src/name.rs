@@ -26,11 +26,10 @@ impl DomainName {
     /// Says the first thing that keeps `text` from being a name.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let name = text.strip_suffix('.').unwrap_or(text);
-        check(name)?;
-        if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            return Ok(Self(Arc::from(name.to_ascii_lowercase())));
+        match check(name)? {
+            Case::Lower => Ok(Self(Arc::from(name))),
+            Case::Mixed => Ok(Self(Arc::from(name.to_ascii_lowercase()))),
         }
-        Ok(Self(Arc::from(name)))
     }
 
     /// Reads a name that a person wrote in a policy: as [`DomainName::parse`], but U-labels become A-labels
@@ -124,24 +123,70 @@ pub enum NameError {
     NotIdna,
 }
 
-fn check(name: &str) -> Result<(), NameError> {
+/// The letters of a name.
+enum Case {
+    /// All in lower case.
+    Lower,
+    /// Some in upper case.
+    Mixed,
+}
+
+/// Reads each byte once: this was a fifth of what a denied lookup takes.
+fn check(name: &str) -> Result<Case, NameError> {
     if name.is_empty() {
         return Err(NameError::Empty);
     }
+    let (mut seen, mut labels, mut start) = (0, Ok(()), 0);
+    for (at, byte) in name.bytes().enumerate() {
+        let kind = kind::OF.get(usize::from(byte)).copied().unwrap_or(kind::FOREIGN);
+        seen |= kind;
+        if kind == kind::DOT {
+            labels = labels.and_then(|()| check_label(name.as_bytes().get(start..at).unwrap_or_default()));
+            start = at + 1;
+        }
+    }
     // The alphabet first: what a hostile byte was is a better answer than how long the name was.
-    if let Some(error) = name.bytes().find_map(foreign) {
+    if seen & kind::FOREIGN != 0
+        && let Some(error) = name.bytes().find_map(foreign)
+    {
         return Err(error);
     }
     if name.len() > MAX_NAME {
         return Err(NameError::TooLong);
     }
-    let mut last: &[u8] = &[];
-    // Not by `str::split`: its search is made for long texts, and took a quarter of the time.
-    for label in name.as_bytes().split(|byte| *byte == b'.') {
-        check_label(label)?;
-        last = label;
+    labels?;
+    let last = name.as_bytes().get(start..).unwrap_or_default();
+    check_label(last)?;
+    if ends_in_number(last) {
+        return Err(NameError::Numeric);
     }
-    if ends_in_number(last) { Err(NameError::Numeric) } else { Ok(()) }
+    Ok(if seen & kind::UPPER == 0 { Case::Lower } else { Case::Mixed })
+}
+
+/// What a byte is in a name; bits, so that all bytes' kinds can be put together.
+mod kind {
+    /// A lower-case letter, a digit, `-` or `_`.
+    pub(super) const PLAIN: u8 = 1;
+    pub(super) const UPPER: u8 = 2;
+    pub(super) const DOT: u8 = 4;
+    /// What no name has.
+    pub(super) const FOREIGN: u8 = 8;
+
+    #[allow(clippy::indexing_slicing, reason = "the compiler does it")]
+    pub(super) static OF: [u8; 256] = {
+        let mut kinds = [FOREIGN; 256];
+        let mut byte = 0;
+        while byte < kinds.len() {
+            kinds[byte] = match byte as u8 {
+                b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => PLAIN,
+                b'A'..=b'Z' => UPPER,
+                b'.' => DOT,
+                _ => FOREIGN,
+            };
+            byte += 1;
+        }
+        kinds
+    };
 }
 
 fn check_label(label: &[u8]) -> Result<(), NameError> {

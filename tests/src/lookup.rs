@@ -97,8 +97,13 @@ impl Datagrams {
     #[must_use]
     pub fn receive(&self) -> Vec<u8> {
         let mut buffer = [0; 65_535];
-        let length = self.0.recv(&mut buffer).expect("an answer");
-        buffer[..length].to_vec()
+        loop {
+            match self.0.recv(&mut buffer) {
+                // A call with a deadline is not begun anew after a signal, not even after one that only went on.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => return buffer[..received.expect("an answer")].to_vec(),
+            }
+        }
     }
 
     /// A datagram that has come already.

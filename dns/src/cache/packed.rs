@@ -13,7 +13,7 @@ use hickory_proto::serialize::binary::{BinDecodable as _, BinEncodable, BinEncod
 use outgate_rules::DomainName;
 
 use crate::question::Question;
-use crate::reply::{Rcode, Reply, wire_name};
+use crate::reply::{Rcode, Reply, wire_name, wire_name_of};
 
 /// How a record is kept.
 mod kind {
@@ -74,7 +74,7 @@ impl Packed {
         let (name, _) = rest.key()?;
         let ttl = u32::from_be_bytes(rest.array()?);
         let [code, count] = rest.array()?;
-        let mut at = name_of(name)?;
+        let mut at = wire_name_of(name)?;
         let records: Option<Vec<Record>> = (0..count).map(|_| rest.record(ttl, &mut at)).collect();
         let soa = if code & WITH_SOA == 0 { None } else { Some(Arc::new(rest.record(ttl, &mut at)?)) };
         let rcode =
@@ -128,20 +128,6 @@ fn uncompressed(what: &impl BinEncodable) -> Option<Vec<u8>> {
     encoder.set_name_encoding(NameEncoding::Uncompressed);
     what.emit(&mut encoder).ok()?;
     Some(wire)
-}
-
-/// The name as hickory has it, by way of the wire: its own way from labels takes ten times as long.
-fn name_of(name: &str) -> Option<Name> {
-    let mut wire = [0; 256];
-    let mut length = 0;
-    for label in name.split('.') {
-        let place = wire.get_mut(length..=length + label.len())?;
-        let (first, rest) = place.split_first_mut()?;
-        *first = u8::try_from(label.len()).ok()?;
-        rest.copy_from_slice(label.as_bytes());
-        length += 1 + label.len();
-    }
-    Name::from_bytes(wire.get(..=length)?).ok()
 }
 
 /// The bytes that have not been read yet.

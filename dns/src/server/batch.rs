@@ -12,14 +12,29 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
-    sendmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage, recvmmsg,
+    sendmmsg, setsockopt, sockopt,
+};
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };
 
 /// Datagrams in one call. More would only wait for one another.
 pub(super) const BATCH: usize = 64;
-/// Largest query that is read: a longest name, OPT and several times the padding that clients use (RFC 8467).
-const MAX_QUERY: usize = 2048;
+/// Largest query that is read: a longest name, OPT and several times the padding that clients use (RFC 8467). With a
+/// cache line more than two kilobytes, the buffers' beginnings do not all compete for the same places of the cache.
+const MAX_QUERY: usize = 2048 + 64;
+
+/// Sees to it that what leaves by `socket` is never cut into fragments, which could be exchanged on the way (RFC 9715
+/// §3.1), whatever a router is said to have said: no reply is larger than what every path takes. That spares the
+/// kernel the number by which fragments are put together, too, 3 % of an answer.
+pub(super) fn forbid_fragments(socket: &impl AsFd, bound: IpAddr) {
+    // A socket for IPv6 may speak IPv4. Where a system knows no such thing, there is nothing to forbid.
+    _ = set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE);
+    if bound.is_ipv6() {
+        _ = set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE);
+    }
+}
 
 /// A datagram that came in.
 #[derive(Clone, Copy, Debug)]
@@ -36,20 +51,24 @@ pub(super) struct Inbox {
     buffers: Vec<u8>,
     headers: MultiHeaders<SockaddrStorage>,
     received: Vec<Received>,
+    /// Whether the socket says where datagrams came to.
+    says_where: bool,
 }
 
 impl Inbox {
     /// An inbox for `socket`, which is told to say where datagrams came to if it is bound to no address in
     /// particular.
     pub(super) fn new(socket: &impl AsFd, bound: IpAddr) -> io::Result<Self> {
-        if bound.is_unspecified() {
+        let says_where = bound.is_unspecified();
+        if says_where {
             match bound {
                 IpAddr::V4(_) => setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?,
                 IpAddr::V6(_) => setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?,
             }
         }
-        let control = bound.is_unspecified().then(|| cmsg_space!(in6_pktinfo));
+        let control = says_where.then(|| cmsg_space!(in6_pktinfo));
         Ok(Self {
+            says_where,
             buffers: vec![0; BATCH * MAX_QUERY],
             headers: MultiHeaders::preallocate(BATCH, control),
             received: Vec::with_capacity(BATCH),
@@ -66,8 +85,7 @@ impl Inbox {
         for (slot, message) in messages.enumerate() {
             let Some(from) = message.address.as_ref().and_then(socket_address) else { continue };
             let whole = !message.flags.contains(MsgFlags::MSG_TRUNC);
-            let to =
-                message.cmsgs().ok().and_then(|mut messages| messages.find_map(|message| came_to(&message)));
+            let to = if self.says_where { came_to(&message) } else { None };
             // Of a datagram that was cut nothing but the beginning of its header counts.
             let length = if whole { message.bytes } else { crate::wire::HEADER };
             self.received.push(Received { from, to, slot, length });
@@ -88,7 +106,7 @@ impl Inbox {
 pub(super) struct Outbox {
     /// All replies, one behind the other: who writes one appends it here.
     pub(super) bytes: Vec<u8>,
-    replies: Vec<(Range<usize>, SockaddrStorage, Option<IpAddr>)>,
+    replies: Vec<(Range<usize>, SocketAddr, Option<IpAddr>)>,
     plain: MultiHeaders<SockaddrStorage>,
     from_v4: MultiHeaders<SockaddrStorage>,
     from_v6: MultiHeaders<SockaddrStorage>,
@@ -107,7 +125,7 @@ impl Outbox {
 
     /// Addresses what was appended since `start`: to `to`, from `from` where that is known.
     pub(super) fn address(&mut self, start: usize, to: SocketAddr, from: Option<IpAddr>) {
-        self.replies.push((start..self.bytes.len(), to.into(), from));
+        self.replies.push((start..self.bytes.len(), to, from));
     }
 
     /// Whether nothing waits.
@@ -154,7 +172,7 @@ impl Outbox {
             .iter()
             .map(|(range, ..)| [IoSlice::new(self.bytes.get(range.clone()).unwrap_or_default())])
             .collect();
-        let to: Vec<Option<SockaddrStorage>> = run.iter().map(|(_, to, _)| Some(*to)).collect();
+        let to: Vec<Option<SockaddrStorage>> = run.iter().map(|(_, to, _)| Some((*to).into())).collect();
         let (socket, flags) = (socket.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
         let sent = match from {
             None => sendmmsg(socket, &mut self.plain, &slices, to, [], flags)?.count(),
@@ -173,34 +191,6 @@ impl Outbox {
     }
 }
 
-/// Sends one reply, without waiting: to `to`, from `from` where that is known.
-///
-/// # Errors
-/// [`io::ErrorKind::WouldBlock`] where the socket takes nothing now, or why it cannot be sent.
-pub(super) fn send_one(
-    socket: &impl AsRawFd,
-    reply: &[u8],
-    to: SocketAddr,
-    from: Option<IpAddr>,
-) -> io::Result<()> {
-    let to = SockaddrStorage::from(to);
-    let (v4, v6);
-    let control: &[ControlMessage<'_>] = match from {
-        None => &[],
-        Some(IpAddr::V4(address)) => {
-            v4 = packet_info_v4(address);
-            &[ControlMessage::Ipv4PacketInfo(&v4)]
-        }
-        Some(IpAddr::V6(address)) => {
-            v6 = packet_info_v6(address);
-            &[ControlMessage::Ipv6PacketInfo(&v6)]
-        }
-    };
-    let (slices, flags) = ([IoSlice::new(reply)], MsgFlags::MSG_DONTWAIT);
-    sendmsg(socket.as_raw_fd(), &slices, control, flags, Some(&to))?;
-    Ok(())
-}
-
 fn packet_info_v4(address: Ipv4Addr) -> in_pktinfo {
     let in_addr = in_addr { s_addr: u32::from_ne_bytes(address.octets()) };
     in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: in_addr, ipi_addr: in_addr }
@@ -210,17 +200,39 @@ fn packet_info_v6(address: Ipv6Addr) -> in6_pktinfo {
     in6_pktinfo { ipi6_addr: in6_addr { s6_addr: address.octets() }, ipi6_ifindex: 0 }
 }
 
-fn came_to(message: &ControlMessageOwned) -> Option<IpAddr> {
-    if let ControlMessageOwned::Ipv4PacketInfo(info) = message {
-        return Some(IpAddr::from(info.ipi_addr.s_addr.to_ne_bytes()));
-    }
-    if let ControlMessageOwned::Ipv6PacketInfo(info) = message {
-        return Some(IpAddr::from(info.ipi6_addr.s6_addr));
-    }
-    None
+fn came_to(message: &RecvMsg<'_, '_, SockaddrStorage>) -> Option<IpAddr> {
+    message.cmsgs().ok()?.find_map(|message| {
+        if let ControlMessageOwned::Ipv4PacketInfo(info) = message {
+            return Some(IpAddr::from(info.ipi_addr.s_addr.to_ne_bytes()));
+        }
+        if let ControlMessageOwned::Ipv6PacketInfo(info) = message {
+            return Some(IpAddr::from(info.ipi6_addr.s6_addr));
+        }
+        None
+    })
 }
 
 fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::V4(SocketAddrV4::from(*v4)));
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6(SocketAddrV6::from(*v6))))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::sockopt::{ip_mtu_discover, ipv6_mtu_discover};
+
+    use super::*;
+
+    #[test]
+    fn what_leaves_by_a_socket_is_not_cut_whatever_family_it_is_of() {
+        for bound in ["127.0.0.1", "::1"] {
+            let bound: IpAddr = bound.parse().unwrap();
+            let socket = std::net::UdpSocket::bind((bound, 0)).unwrap();
+            forbid_fragments(&socket, bound);
+            assert_eq!(ip_mtu_discover(&socket), Ok(Ipv4PathMtuDiscovery::PROBE), "{bound}");
+            if bound.is_ipv6() {
+                assert_eq!(ipv6_mtu_discover(&socket), Ok(Ipv6PathMtuDiscovery::PROBE));
+            }
+        }
+    }
 }

@@ -1,31 +1,27 @@
 //! Queries in datagrams: one socket and one thread a core.
 //!
 //! What can be answered in place is answered in place: a batch comes in, its events are handed over, its
-//! replies go out. What cannot becomes a task on the same thread (`server/slow.rs`).
+//! replies go out. What cannot becomes a task on the same thread (`server/slow.rs`), whose reply goes out with the
+//! next batch: one write for the records of all, and one call to send the replies.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use hickory_proto::rr::Record;
-use hickory_server::net::NetError;
-use hickory_server::server::{ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::MessageResponse;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::again::Again;
-use super::batch::{BATCH, Inbox, Outbox, Received, send_one};
+use super::again::{Again, Sent};
+use super::batch::{BATCH, Inbox, Outbox, Received, forbid_fragments};
 use super::service::{Asker, Moment, Service, Step};
-use super::slow::encode;
-use crate::event::Transport;
+use super::slow::Way;
+use crate::event::{Answered, Transport};
 
 /// How long to rest after a socket failed in a way that is not about one datagram.
 const REST: Duration = Duration::from_millis(50);
@@ -59,46 +55,61 @@ async fn run(
     draining: CancellationToken,
 ) -> io::Result<()> {
     let bound = socket.local_addr()?.ip();
-    let port =
-        Port { socket: Arc::new(UdpSocket::from_std(socket)?), service, bound, tasks: TaskTracker::new() };
+    let (socket, finished) = (UdpSocket::from_std(socket)?, Arc::default());
+    let port = Port { socket, service, bound, finished, tasks: TaskTracker::new() };
+    forbid_fragments(&port.socket, bound);
     let mut inbox = Inbox::new(&port.socket, bound)?;
     let mut outbox = Outbox::new();
     let mut again = Again::new();
     let mut idle = pin!(sleep(IDLE));
     loop {
-        let ready = tokio::select! {
+        tokio::select! {
             biased;
-            ready = port.socket.readable() => ready,
-            () = draining.cancelled() => break,
-            () = &mut idle, if !again.is_empty() => {
-                again.forget();
-                continue;
+            ready = port.socket.readable() => {
+                if ready.is_err() || port.receive(&mut inbox).is_err() {
+                    sleep(REST).await;
+                    continue;
+                }
+                if again.is_empty() {
+                    idle.as_mut().reset(Instant::now() + IDLE);
+                }
+                port.answer(&inbox, &mut outbox, &mut again);
             }
-        };
-        if ready.is_err() || port.receive(&mut inbox).is_err() {
-            sleep(REST).await;
-            continue;
+            () = port.finished.wake.notified() => {}
+            () = draining.cancelled() => break,
+            () = &mut idle, if !again.is_empty() => again.forget(),
         }
-        if again.is_empty() {
-            idle.as_mut().reset(Instant::now() + IDLE);
-        }
-        port.answer(&inbox, &mut outbox, &mut again);
-        if let Some(room) = port.service.observer.hand_over() {
-            room.await;
-        }
-        port.send(&mut outbox).await;
+        port.send_off(&mut outbox).await;
     }
     port.tasks.close();
-    port.tasks.wait().await;
-    Ok(())
+    let mut ended = pin!(port.tasks.wait());
+    loop {
+        let all = tokio::select! {
+            () = &mut ended => true,
+            () = port.finished.wake.notified() => false,
+        };
+        port.send_off(&mut outbox).await;
+        if all {
+            return Ok(());
+        }
+    }
 }
 
 /// One socket and what its queries need.
 struct Port {
-    socket: Arc<UdpSocket>,
+    socket: UdpSocket,
     service: Arc<Service>,
     bound: IpAddr,
+    finished: Arc<Finished>,
     tasks: TaskTracker,
+}
+
+/// Replies of errands that are done, each with the datagram that it is to. Their events were told on the thread that
+/// sends them, which hands them over first.
+#[derive(Default)]
+struct Finished {
+    replies: Mutex<Vec<(Vec<u8>, Received)>>,
+    wake: Notify,
 }
 
 impl Port {
@@ -126,19 +137,20 @@ impl Port {
         let moment = self.service.moment();
         again.begin(&moment);
         for (received, packet) in inbox.packets() {
-            let start = outbox.bytes.len();
-            match self.take(packet, self.asker(received), &moment, &mut outbox.bytes, again) {
+            let (start, asker) = (outbox.bytes.len(), self.asker(received));
+            let sent = again.sent(packet, asker);
+            match self.take(packet, asker, sent.as_ref(), &moment, &mut outbox.bytes, again) {
                 Step::Silence => {}
                 Step::Untold => outbox.address(start, received.from, received.to),
                 Step::Reply(event) => {
                     outbox.address(start, received.from, received.to);
                     self.service.observer.answered(&event);
-                    let reply = outbox.bytes.get(start..).unwrap_or_default();
-                    again.keep(packet, self.asker(received), reply, event);
+                    if let Some(sent) = sent {
+                        again.keep(&sent, outbox.bytes.get(start..).unwrap_or_default(), event);
+                    }
                 }
                 Step::GoOn(errand) => {
-                    let reply =
-                        Reply { socket: Arc::clone(&self.socket), to: *received, limit: errand.limit() };
+                    let reply = Reply { finished: Arc::clone(&self.finished), to: *received };
                     self.tasks.spawn(errand.run(Arc::clone(&self.service), reply));
                 }
             }
@@ -150,6 +162,7 @@ impl Port {
         &self,
         packet: &[u8],
         asker: Asker,
+        sent: Option<&Sent<'_>>,
         moment: &Moment,
         out: &mut Vec<u8>,
         again: &mut Again,
@@ -157,14 +170,24 @@ impl Port {
         if let Some(step) = self.service.turn_away(packet, asker, moment, out) {
             return step;
         }
-        if let Some(event) = again.give(packet, asker, moment, out) {
-            self.service.observer.answered(event);
+        if let Some((event, said)) = sent.and_then(|sent| again.give(sent, moment, out)) {
+            self.service.observer.answered_again(event, said);
             return Step::Untold;
         }
         self.service.take(packet, asker, moment, out)
     }
 
-    async fn send(&self, outbox: &mut Outbox) {
+    /// Sends all that is answered, once it is on record.
+    async fn send_off(&self, outbox: &mut Outbox) {
+        // What is finished from here on has its event handed over the next time.
+        for (reply, to) in self.finished.take() {
+            let start = outbox.bytes.len();
+            outbox.bytes.extend_from_slice(&reply);
+            outbox.address(start, to.from, to.to);
+        }
+        if let Some(room) = self.service.observer.hand_over() {
+            room.await;
+        }
         if outbox.is_empty() {
             return;
         }
@@ -179,31 +202,24 @@ impl Port {
     }
 }
 
-/// Where the reply to one datagram goes.
-#[derive(Clone)]
-struct Reply {
-    socket: Arc<UdpSocket>,
-    to: Received,
-    limit: usize,
+impl Finished {
+    fn take(&self) -> Vec<(Vec<u8>, Received)> {
+        std::mem::take(&mut *self.replies.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
-#[async_trait]
-impl ResponseHandler for Reply {
-    async fn send_response<'a>(
-        &mut self,
-        response: MessageResponse<
-            '_,
-            'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-        >,
-    ) -> Result<ResponseInfo, NetError> {
-        let (info, bytes) = encode(response, self.limit)?;
-        let send = || send_one(&self.socket, &bytes, self.to.from, self.to.to);
-        // A reply that cannot be sent is lost, as datagrams are.
-        _ = self.socket.async_io(Interest::WRITABLE, send).await;
-        Ok(info)
+/// The way of the reply to one datagram.
+struct Reply {
+    finished: Arc<Finished>,
+    to: Received,
+}
+
+impl Way for Reply {
+    async fn answer(self, service: &Service, event: &Answered, reply: Vec<u8>) {
+        service.observer.answered(event);
+        let mut replies = self.finished.replies.lock().unwrap_or_else(PoisonError::into_inner);
+        replies.push((reply, self.to));
+        drop(replies);
+        self.finished.wake.notify_one();
     }
 }

@@ -301,11 +301,8 @@ impl Case<'_, '_> {
     fn answer(self, name: &DomainName, record_type: u16, answer: Answer, verdict: Verdict) -> Step {
         let Self { service, query, asker, .. } = self;
         let outcome = service.outcome(name, record_type, answer, verdict, asker, self.since());
-        let Outcome { rcode, answers, soa, age, extended_error, event } = outcome;
-        let content = Content::Records { answers: &answers, soa: soa.as_deref(), age };
-        Response { rcode, content, extended_error, ..Response::empty(&query, rcode) }
-            .write(limit(asker.transport, Some(&query)), self.out);
-        Step::Reply(event)
+        outcome.write(&query, limit(asker.transport, Some(&query)), self.out);
+        Step::Reply(outcome.event)
     }
 
     /// Leaves the answer to who has time for it.

@@ -1,25 +1,24 @@
-//! What is not answered on the spot: hickory-server's part.
+//! What is not answered on the spot.
 //!
-//! A query that waits for upstreams, and one that is seldom seen, becomes an [`Errand`]: what was decided of it,
-//! and what is left to do. It goes on as a hickory-server `Request`, made of what was understood of the packet
-//! and nothing else, to a [`RequestHandler`] that holds the errand. The answer is built by hickory-server's
-//! `MessageResponseBuilder` and leaves by the [`ResponseHandler`] of the transport that the query came by.
-//! Nothing is decided here: without the permit that an errand carries there is nobody to ask.
+//! A query that waits for upstreams, and one that is seldom seen, becomes an [`Errand`]: what was decided of it, and
+//! what is left to do. It ends with a reply, which leaves by the [`Way`] that the query came by. Nothing is decided
+//! here: without the permit that an errand carries there is nobody to ask.
+//!
+//! What upstreams said is written as what the cache says is. What is seldom seen is hickory-server's part: a
+//! `Request`, made of what was understood of the packet and nothing else, gets the response that its
+//! `MessageResponseBuilder` builds.
 
 use std::iter;
 use std::sync::Arc;
 use std::time::Instant;
 
-use async_trait::async_trait;
-use hickory_proto::op::{Edns, Header, HeaderCounts, Metadata, ResponseCode};
+use hickory_proto::op::{Edns, Metadata, ResponseCode};
 use hickory_proto::rr::rdata::HINFO;
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{RData, Record};
 use hickory_proto::serialize::binary::BinEncoder;
-use hickory_server::net::NetError;
-use hickory_server::net::runtime::{Time, TokioTime};
 use hickory_server::net::xfer::Protocol;
-use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::server::Request;
 use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder};
 use jiff::Timestamp;
 use outgate_rules::{DomainName, LookupPermit, Reason};
@@ -27,14 +26,22 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::service::{Asker, Service, Verdict, limit};
 use crate::event::{Answered, Asked, AskedName, Transport};
-use crate::reply::{wire_name, with_ttl};
-use crate::respond::{ExtendedError, MAX_DATAGRAM};
+use crate::reply::wire_name;
+use crate::respond::{Content, ExtendedError, MAX_DATAGRAM, Response};
 use crate::wire::Query;
 
 /// A question for every type (RFC 8482).
 pub(super) const TYPE_ANY: u16 = 255;
+/// Bytes of most replies.
+const USUAL_REPLY: usize = 512;
 /// Seconds that the answer to ANY may be kept.
 const MINIMAL_ANY_TTL: u32 = 60;
+
+/// How an errand's reply gets to who asked.
+pub(super) trait Way: Send + 'static {
+    /// Tells of the answer, and sees to it that the reply is sent once that is on record. What cannot be sent is lost.
+    fn answer(self, service: &Service, event: &Answered, reply: Vec<u8>) -> impl Future<Output = ()> + Send;
+}
 
 /// A query that was decided on, with what is left to do.
 #[derive(Debug)]
@@ -83,20 +90,17 @@ impl Errand {
         Self { packet: query.to_packet(), limit, task, verdict, asker, since, _place: place }
     }
 
-    /// Bytes that the client takes.
-    pub(super) fn limit(&self) -> usize {
-        self.limit
-    }
-
-    /// Does what is left to do, and answers by `reply`.
-    pub(super) async fn run(mut self, service: Arc<Service>, reply: impl ResponseHandler) {
-        let packet = std::mem::take(&mut self.packet);
-        match Request::from_bytes(packet, self.asker.client, protocol(self.asker.transport)) {
-            Ok(request) => {
-                Handler { service, errand: self }.handle_request::<_, TokioTime>(&request, reply).await;
-            }
+    /// Does what is left to do, and answers by `way`.
+    pub(super) async fn run(self: Box<Self>, service: Arc<Service>, way: impl Way) {
+        let outcome = self.outcome(&service).await;
+        let reply = match self.task {
+            Task::LookUp { .. } => self.write(&outcome),
+            Task::MinimalAny { .. } | Task::Fault { .. } => self.build(&outcome),
+        };
+        match reply {
+            Some(reply) => way.answer(&service, &outcome.event, reply).await,
             // What one reader understands the other does too; if it should not, nothing is known to answer.
-            Err(_) => service.observer.dropped(Reason::DnsMalformed),
+            None => service.observer.dropped(Reason::DnsMalformed),
         }
     }
 
@@ -119,55 +123,52 @@ impl Errand {
     }
 }
 
+impl Errand {
+    /// The reply as this crate writes it.
+    fn write(&self, outcome: &Outcome) -> Option<Vec<u8>> {
+        let query = Query::read(&self.packet).ok()?;
+        let mut reply = Vec::with_capacity(USUAL_REPLY);
+        outcome.write(&query, self.limit, &mut reply);
+        Some(reply)
+    }
+
+    /// The reply as hickory-server builds it.
+    fn build(&self, outcome: &Outcome) -> Option<Vec<u8>> {
+        let Outcome { rcode, answers, extended_error, .. } = outcome;
+        let client = self.asker.client;
+        let request =
+            Request::from_bytes(self.packet.clone(), client, protocol(self.asker.transport)).ok()?;
+        let mut metadata = Metadata::response_from_request(&request.metadata);
+        metadata.recursion_available = true;
+        metadata.response_code = *rcode;
+        let edns = request.edns.as_ref().map(|theirs| own_edns(theirs, *extended_error));
+        let builder = || MessageResponseBuilder::new(&request.queries, edns.as_ref());
+        let whole = builder().build(metadata, answers.iter(), iter::empty(), iter::empty(), iter::empty());
+        encode(whole, self.limit).or_else(|| {
+            // It does not fit: the client is to ask over TCP.
+            metadata.truncation = true;
+            encode(builder().build_no_records(metadata), self.limit)
+        })
+    }
+}
+
 impl Outcome {
     fn empty(event: Answered) -> Self {
         let rcode = event.rcode;
         Self { rcode, answers: Arc::from([]), soa: None, age: 0, extended_error: None, event }
     }
-}
 
-/// One errand, as hickory-server hands requests on.
-struct Handler {
-    service: Arc<Service>,
-    errand: Errand,
-}
-
-#[async_trait]
-impl RequestHandler for Handler {
-    /// Comes back when the reply has left, or cannot. Before that its event was taken.
-    async fn handle_request<R: ResponseHandler, T: Time>(
-        &self,
-        request: &Request,
-        mut reply: R,
-    ) -> ResponseInfo {
-        let outcome = self.errand.outcome(&self.service).await;
-        let Outcome { rcode, answers, soa, age, extended_error, event } = outcome;
-        if let Some(room) = self.service.tell(&event) {
-            room.await;
-        }
-        let mut metadata = Metadata::response_from_request(&request.metadata);
-        metadata.recursion_available = true;
-        metadata.response_code = rcode;
-        let answers = aged(answers, age);
-        let soa = soa.map(|soa| with_ttl((*soa).clone(), soa.ttl.saturating_sub(age)));
-        let edns = request.edns.as_ref().map(|theirs| own_edns(theirs, extended_error));
-        let builder = || MessageResponseBuilder::new(&request.queries, edns.as_ref());
-        let whole = builder().build(metadata, answers.iter(), iter::empty(), soa.iter(), iter::empty());
-        if let Ok(info) = reply.send_response(whole).await {
-            return info;
-        }
-        // It does not fit: the client is to ask over TCP. Where the transport has failed, this fails too.
-        metadata.truncation = true;
-        let sent = reply.send_response(builder().build_no_records(metadata)).await;
-        sent.unwrap_or_else(|_| Header { metadata, counts: HeaderCounts::default() }.into())
+    /// Appends the reply to `query`, in at most `limit` bytes.
+    pub(super) fn write(&self, query: &Query<'_>, limit: usize, out: &mut Vec<u8>) {
+        let Self { rcode, answers, soa, age, extended_error, .. } = self;
+        let content = Content::Records { answers, soa: soa.as_deref(), age: *age };
+        let response = Response::empty(query, *rcode);
+        Response { content, extended_error: *extended_error, ..response }.write(limit, out);
     }
 }
 
-/// The response as bytes.
-///
-/// # Errors
-/// When it takes more than `limit` bytes.
-pub(super) fn encode<'a>(
+/// The response as bytes; none where it takes more than `limit` of them.
+fn encode<'a>(
     response: MessageResponse<
         '_,
         'a,
@@ -177,29 +178,18 @@ pub(super) fn encode<'a>(
         impl Iterator<Item = &'a Record> + Send + 'a,
     >,
     limit: usize,
-) -> Result<(ResponseInfo, Vec<u8>), NetError> {
+) -> Option<Vec<u8>> {
     let to_be_truncated = response.metadata().truncation;
-    let mut bytes = Vec::with_capacity(512);
+    let mut bytes = Vec::with_capacity(USUAL_REPLY);
     let mut encoder = BinEncoder::new(&mut bytes);
     encoder.set_max_size(u16::try_from(limit).unwrap_or(u16::MAX));
-    let info = response.destructive_emit(&mut encoder)?;
-    if info.truncation && !to_be_truncated {
-        return Err(NetError::Message("the response does not fit"));
-    }
-    Ok((info, bytes))
+    let info = response.destructive_emit(&mut encoder).ok()?;
+    (to_be_truncated || !info.truncation).then_some(bytes)
 }
 
 fn minimal_any(name: &DomainName) -> Arc<[Record]> {
     let data = RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new()));
     wire_name(name).map(|owner| Record::from_rdata(owner, MINIMAL_ANY_TTL, data)).into_iter().collect()
-}
-
-/// The records as of now: what an answer holds is shared with whom else it was given to.
-fn aged(records: Arc<[Record]>, age: u32) -> Arc<[Record]> {
-    if age == 0 {
-        return records;
-    }
-    records.iter().map(|record| with_ttl(record.clone(), record.ttl.saturating_sub(age))).collect()
 }
 
 /// Our OPT record, for a client that sent one.

@@ -10,11 +10,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use hickory_proto::rr::Record;
-use hickory_server::net::NetError;
-use hickory_server::server::{ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::MessageResponse;
 use outgate_rules::Reason;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,9 +22,8 @@ use tokio_util::task::TaskTracker;
 
 use super::Identity;
 use super::service::{Asker, Service, Step};
-use super::slow::encode;
+use super::slow::Way;
 use crate::event::{Answered, Transport};
-use crate::respond::MAX_STREAM;
 
 /// Connections of all clients together; each takes a descriptor and a few kilobytes.
 const MAX_CONNECTIONS: usize = 4096;
@@ -251,23 +245,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-#[async_trait]
-impl ResponseHandler for Reply {
-    async fn send_response<'a>(
-        &mut self,
-        response: MessageResponse<
-            '_,
-            'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-        >,
-    ) -> Result<ResponseInfo, NetError> {
-        let (info, bytes) = encode(response, MAX_STREAM)?;
+impl Way for Reply {
+    async fn answer(self, service: &Service, event: &Answered, reply: Vec<u8>) {
+        if let Some(room) = service.tell(event) {
+            room.await;
+        }
         // Without a connection there is nobody to tell.
-        _ = self.0.send(bytes).await;
-        Ok(info)
+        _ = self.0.send(reply).await;
     }
 }
 

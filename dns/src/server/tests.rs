@@ -621,6 +621,60 @@ async fn nothing_is_sent_before_its_event_was_taken() {
 }
 
 #[tokio::test]
+async fn what_upstreams_said_waits_for_its_own_event_and_not_for_one_before() {
+    let upstream = Upstream::start(RECORDS, true).await;
+    let release = Arc::clone(&upstream.release);
+    let world = World::with(upstream, |settings| settings.loops = Some(1));
+    let (denied, allowed) = (Client::new().await, Client::new().await);
+    allowed.send(&plain_query("pypi.org", 1), world.address).await;
+    until(|| world.upstream.asked() == 1).await;
+    let (first, full) = watch::channel(true);
+    *world.told.full.lock().unwrap() = Some(full);
+    denied.send(&plain_query("evil.example", 1), world.address).await;
+    until(|| first.receiver_count() == 2).await;
+    let (second, full) = watch::channel(true);
+    *world.told.full.lock().unwrap() = Some(full);
+    release.notify_one();
+    until(|| world.told.answered.lock().unwrap().len() == 2).await;
+    first.send_replace(false);
+    assert_eq!(code(&denied.message().await), ResponseCode::NXDomain);
+    until(|| second.receiver_count() == 2).await;
+    assert!(timeout(Duration::from_millis(50), allowed.receive()).await.is_err());
+    second.send_replace(false);
+    assert_eq!(allowed.message().await.answers.len(), 1);
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    soon(async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nor_over_a_stream_nor_when_an_upstream_had_to_be_asked() {
+    for asking in ["evil.example", "pypi.org"] {
+        let world = World::new(|_| {}).await;
+        let (release, full) = watch::channel(true);
+        *world.told.full.lock().unwrap() = Some(full);
+        let (client, mut stream) = (Client::new().await, world.tcp().await);
+        client.send(&plain_query(asking, 1), world.address).await;
+        send_framed(&mut stream, &plain_query(asking, 1)).await;
+        while world.told.answered.lock().unwrap().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let early = timeout(Duration::from_millis(50), client.receive()).await.is_ok();
+        let early_over_tcp = timeout(Duration::from_millis(50), stream.readable()).await.is_ok();
+        assert!(!early && !early_over_tcp, "{asking}");
+        release.send_replace(false);
+        client.message().await;
+        receive_framed(&mut stream).await;
+    }
+}
+
+#[tokio::test]
 async fn two_servers_do_not_share_a_port() {
     let world = World::new(|_| {}).await;
     let settings = ServerSettings { address: world.address, ..settings() };

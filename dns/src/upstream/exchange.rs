@@ -1,9 +1,9 @@
 //! One question to one upstream: the only place that sends a packet to a parent resolver.
 //!
 //! Each datagram has a random id and a source port of its own, and a random letter case where that is asked for,
-//! on a socket that hears one address alone (RFC 5452). What does not answer the question is not looked at; after a few such datagrams somebody is guessing,
-//! and the question goes over TCP. Nothing here has a deadline: the caller gives one to the whole exchange,
-//! and to drop it closes what it opened.
+//! on a socket that hears one address alone (RFC 5452). What does not answer the question is not looked at; after a
+//! few such datagrams somebody is guessing, and the question goes over TCP. Nothing here has a deadline: the caller
+//! gives one to the whole exchange, and to drop it closes what it opened.
 
 use std::cell::RefCell;
 use std::io;

@@ -82,15 +82,19 @@ impl Lookup<'_> {
     }
 }
 
+/// Bytes of what a usual record has behind the client's port.
+const USUAL_REST: usize = 384;
+
 /// Writes the records of lookups. There may be some 100,000 a second, so a record is put together here and not by a
-/// serializer, and what it has in common with the one before is put into words once: a record takes 0.06 µs, and
-/// took 0.4 µs by `write!`. What others wrote goes through the serializer that the other records go through.
+/// serializer, and what it has in common with the one before is put into words once: a record takes 740 instructions,
+/// 410 where the same is answered again, and took 0.4 µs by `write!`. What others wrote goes through the serializer
+/// that the other records go through.
 #[derive(Debug, Default)]
 pub(crate) struct Pen {
     time: Worded<Timestamp>,
     client: Worded<IpAddr>,
-    rule: Worded<RuleKey>,
-    revision: Worded<Revision>,
+    judgement: Worded<Judgement>,
+    upstream: Worded<SocketAddr>,
 }
 
 impl Pen {
@@ -99,32 +103,42 @@ impl Pen {
     /// # Errors
     /// None that a vector can cause; the signature is the serializer's.
     pub(crate) fn write_line(&mut self, lookup: &Lookup<'_>, line: &mut Vec<u8>) -> io::Result<()> {
+        self.begin(lookup.0, line);
+        self.rest(lookup, line)?;
+        end(lookup.0, line);
+        Ok(())
+    }
+
+    /// As [`Pen::write_line`], of an event that differs in time, port and duration alone from the one that `said` was
+    /// left by. That is empty at first.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn write_line_again(
+        &mut self,
+        lookup: &Lookup<'_>,
+        said: &mut Vec<u8>,
+        line: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        self.begin(lookup.0, line);
+        if said.is_empty() {
+            said.reserve(USUAL_REST);
+            self.rest(lookup, said)?;
+        }
+        line.extend_from_slice(said);
+        end(lookup.0, line);
+        Ok(())
+    }
+
+    /// What no other time, port or duration changes.
+    fn rest(&mut self, lookup: &Lookup<'_>, line: &mut Vec<u8>) -> io::Result<()> {
         let event = lookup.0;
-        self.begin(event, line);
+        put(line, [r#","transport":""#, event.transport.name(), "\""]);
         if let Some(asked) = &event.question {
             question(asked, line)?;
         }
-        put(line, [r#","verdict":""#, lookup.verdict().name(), r#"","mode":""#, event.enforcement.name()]);
-        put(line, [r#"","reason":""#, event.reason.code(), "\""]);
-        if let Some(rule) = &event.rule {
-            let same = |key: &RuleKey| key.is_of(rule);
-            self.rule.put(
-                line,
-                same,
-                || RuleKey::of(rule),
-                |text| {
-                    text.extend_from_slice(br#","rule":"#);
-                    write_value(&RuleEntry(rule), text)
-                },
-            )?;
-        }
-        self.revision.put(
-            line,
-            |key| *key == event.revision,
-            || event.revision,
-            |text| write!(text, r#","revision":"{}","rcode":""#, event.revision),
-        )?;
-        put(line, [event.rcode_name(), r#"","addresses":["#]);
+        let same = |key: &Judgement| key.is_of(event);
+        self.judgement.put(line, same, || Judgement::of(event), |text| judgement(lookup, text))?;
         for (index, address) in event.addresses.iter().enumerate() {
             put(line, [if index == 0 { "\"" } else { ",\"" }]);
             put_address(*address, line)?;
@@ -137,11 +151,10 @@ impl Pen {
         }
         put(line, [r#","answered_by":""#, lookup.answered_by(), "\""]);
         if let Some(upstream) = lookup.upstream() {
-            write!(line, r#","upstream":"{upstream}""#)?;
+            let word = |text: &mut Vec<u8>| write!(text, r#","upstream":"{upstream}""#);
+            self.upstream.put(line, |key| *key == upstream, || upstream, word)?;
         }
         put(line, [r#","duration_us":"#]);
-        put_number(u64::try_from(event.took.as_micros()).unwrap_or(u64::MAX), line);
-        put(line, ["}\n"]);
         Ok(())
     }
 
@@ -161,8 +174,52 @@ impl Pen {
             |text| write!(text, r#""listener":"dns","client":"{client}","client_port":"#),
         );
         put_number(event.client.port().into(), line);
-        put(line, [r#","transport":""#, event.transport.name(), "\""]);
     }
+}
+
+fn end(event: &Answered, line: &mut Vec<u8>) {
+    put_number(u64::try_from(event.took.as_micros()).unwrap_or(u64::MAX), line);
+    put(line, ["}\n"]);
+}
+
+/// What was decided, and the response code: most lookups have it in common with the one before.
+#[derive(Debug)]
+struct Judgement {
+    reason: Reason,
+    enforcement: Enforcement,
+    rule: Option<RuleKey>,
+    revision: Revision,
+    rcode: &'static str,
+}
+
+impl Judgement {
+    fn of(event: &Answered) -> Self {
+        let Answered { reason, enforcement, revision, .. } = *event;
+        let rule = event.rule.as_ref().map(RuleKey::of);
+        Self { reason, enforcement, rule, revision, rcode: event.rcode_name() }
+    }
+
+    fn is_of(&self, event: &Answered) -> bool {
+        let same_rule = match (&self.rule, &event.rule) {
+            (Some(key), Some(rule)) => key.is_of(rule),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        same_rule
+            && (self.reason, self.enforcement) == (event.reason, event.enforcement)
+            && (self.revision, self.rcode) == (event.revision, event.rcode_name())
+    }
+}
+
+fn judgement(lookup: &Lookup<'_>, text: &mut Vec<u8>) -> io::Result<()> {
+    let event = lookup.0;
+    put(text, [r#","verdict":""#, lookup.verdict().name(), r#"","mode":""#, event.enforcement.name()]);
+    put(text, [r#"","reason":""#, event.reason.code(), "\""]);
+    if let Some(rule) = &event.rule {
+        text.extend_from_slice(br#","rule":"#);
+        write_value(&RuleEntry(rule), text)?;
+    }
+    write!(text, r#","revision":"{}","rcode":"{}","addresses":["#, event.revision, event.rcode_name())
 }
 
 /// The text that was written last in one place of the line, and what it was about.
@@ -247,15 +304,18 @@ pub(super) fn put_address(address: IpAddr, line: &mut Vec<u8>) -> io::Result<()>
 }
 
 pub(super) fn put_number(mut number: u64, line: &mut Vec<u8>) {
-    let start = line.len();
-    loop {
-        line.push(b'0' + (number % 10) as u8);
+    // The longest number has 20 digits; the last comes first.
+    let mut digits = [0; 20];
+    let mut start = digits.len();
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' + (number % 10) as u8;
         number /= 10;
+        start = at;
         if number == 0 {
             break;
         }
     }
-    line.get_mut(start..).into_iter().for_each(<[u8]>::reverse);
+    line.extend_from_slice(digits.get(start..).unwrap_or_default());
 }
 
 /// Addresses that were taken out of an answer: each with the reason.
@@ -365,6 +425,22 @@ pub(crate) mod tests {
         for event in events.iter().chain(events.iter().rev()) {
             let mut line = Vec::new();
             pen.write_line(&Lookup(event), &mut line).unwrap();
+            assert_eq!(String::from_utf8(line).unwrap(), record(event));
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_written_again_is_the_same_but_for_time_port_and_duration() {
+        let other_time = Answered {
+            time: Timestamp::UNIX_EPOCH,
+            client: "10.1.0.4:9".parse().unwrap(),
+            took: Duration::ZERO,
+            ..answered(Reason::Rule)
+        };
+        let (mut pen, mut said) = (Pen::default(), Vec::new());
+        for event in [&answered(Reason::Rule), &other_time, &answered(Reason::Rule)] {
+            let mut line = Vec::new();
+            pen.write_line_again(&Lookup(event), &mut said, &mut line).unwrap();
             assert_eq!(String::from_utf8(line).unwrap(), record(event));
         }
     }

@@ -179,6 +179,10 @@ impl Authority {
         command.args(["-c", &configuration]);
         let authority = Self(place.run(command, cores, "knot"));
         assert!(answers_soon(AUTHORITY_PORT, &place.names[0], START), "knot does not answer");
+        // Knot gives its threads cores by itself, the first one that of the servers.
+        let process = authority.0.id().to_string();
+        let pinned = Command::new("taskset").args(["-a", "-p", "-c", cores, &process]).output().unwrap();
+        assert!(pinned.status.success(), "{}", String::from_utf8_lossy(&pinned.stderr));
         authority
     }
 }
