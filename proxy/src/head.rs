@@ -5,7 +5,7 @@
 //! it sees has one meaning.
 
 use bytes::{Bytes, BytesMut};
-use http::Method;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use outgate_rules::{Destination, Host, Port, Reason};
 
 use crate::record::{Asked, Kind};
@@ -102,6 +102,9 @@ impl HeadScanner {
     /// # Errors
     /// As soon as the bytes cannot be the beginning of an acceptable head.
     pub fn scan(&mut self, buffer: &[u8]) -> Result<Option<usize>, BadHead> {
+        if buffer.len() == self.scanned {
+            return Ok(None);
+        }
         if self.lines == 0 {
             check_first_byte(buffer)?;
         }
@@ -126,7 +129,7 @@ impl HeadScanner {
             1 => check_request_line(line),
             lines if lines > MAX_FIELDS + 1 => Err(Reason::HeadTooLarge),
             _ if line.starts_with(b" ") || line.starts_with(b"\t") => Err(Reason::HeadFolded),
-            _ if line.iter().any(|byte| is_control(*byte)) => Err(Reason::HeadControlByte),
+            _ if has_control(line) => Err(Reason::HeadControlByte),
             _ => Ok(()),
         }
     }
@@ -142,6 +145,22 @@ impl RequestHead {
         *scanner = HeadScanner::default();
         let raw = buffer.split_to(end).freeze();
         Self::parse(raw.clone()).map(Some).inspect_err(|_| put_back(&raw, buffer))
+    }
+
+    /// The fields of the head.
+    #[must_use]
+    pub fn fields(&self) -> HeaderMap {
+        let mut space = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let line_end = memchr::memchr(b'\r', &self.raw).unwrap_or(self.raw.len());
+        let block = self.raw.get(line_end + 2..).unwrap_or_default();
+        // It was read once before, when the head was accepted.
+        let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(block, &mut space) else {
+            return HeaderMap::new();
+        };
+        let read = |field: &httparse::Header<'_>| {
+            Some((HeaderName::try_from(field.name).ok()?, HeaderValue::from_bytes(field.value).ok()?))
+        };
+        fields.iter().filter_map(read).collect()
     }
 
     fn parse(raw: Bytes) -> Result<Self, BadHead> {
@@ -176,7 +195,7 @@ impl Target {
         if *method == Method::CONNECT {
             return Ok(Self::Authority(Destination::parse(target)?));
         }
-        if target.bytes().any(is_control) {
+        if has_control(target.as_bytes()) {
             return Err(Reason::HeadControlByte);
         }
         if target.starts_with('/') {
@@ -186,10 +205,10 @@ impl Target {
         if !scheme.eq_ignore_ascii_case("http") {
             return Err(Reason::TargetScheme);
         }
-        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let end = rest.bytes().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len());
         let (authority, rest) = rest.split_at(end);
         let destination = Destination::parse_with_default(authority, Port::HTTP)?;
-        let path = path(&if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") })?;
+        let path = if rest.starts_with('/') { path(rest) } else { path(&format!("/{rest}")) }?;
         Ok(Self::Absolute { destination, path })
     }
 }
@@ -254,12 +273,14 @@ impl<'h> Fields<'h> {
         Ok(body)
     }
 
-    /// An upgrade is asked for by the Upgrade field together with the option in Connection (RFC 9110 §7.8).
+    /// An upgrade is asked for by the Upgrade field together with the option in Connection (RFC 9110 §7.8). An offer
+    /// of HTTP/2 is declined by not answering it, as that section allows: some clients make one with every request.
     fn websocket(&self) -> Result<bool, Reason> {
         let mut upgrades = self.all("upgrade");
         match (upgrades.next(), upgrades.next()) {
             (None, _) => Ok(false),
             (Some(value), None) if value.eq_ignore_ascii_case(b"websocket") => Ok(true),
+            (Some(value), None) if value.eq_ignore_ascii_case(b"h2c") => Ok(false),
             (Some(_), _) => Err(Reason::UpgradeUnsupported),
         }
     }
@@ -311,6 +332,11 @@ fn split_request_line(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let (method, target, version) = (parts.next()?, parts.next()?, parts.next()?);
     let whole = parts.next().is_none() && version.starts_with(b"HTTP/") && !target.is_empty();
     whole.then_some((method, target))
+}
+
+/// Looks at all of the bytes: the processor takes 32 at a time of what has no early end.
+fn has_control(bytes: &[u8]) -> bool {
+    bytes.iter().fold(false, |found, byte| found | is_control(*byte))
 }
 
 fn is_control(byte: u8) -> bool {

@@ -3,15 +3,21 @@
 //! hyper speaks to the client and to the origin; `wire` lets it see only what was read strictly, and
 //! `fields` what may cross from one side to the other.
 
+mod alarm;
 mod body;
 mod chunks;
+mod doorbell;
 mod exchange;
 mod fields;
 mod origin;
+mod place;
 mod wire;
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -27,12 +33,15 @@ use crate::record::EndedBy;
 use crate::relay::Outcome;
 use crate::session::Session;
 use crate::tunnel::Tunnel;
-use exchange::{Exchanges, Form, Switched};
-use wire::{Stop, Wire};
+use alarm::Alarm;
+use doorbell::Doorbell;
+use exchange::{Exchanges, Form, Switched, Tended};
+use place::Place;
+use wire::{Awaited, Shared, Stop, Wire};
 
 /// How long a client may stay silent between two requests. Longer than common clients keep a connection
 /// (curl: 118 s idle at most, most libraries: 15 to 60 s), so that it is they who close it.
-const SILENCE: std::time::Duration = std::time::Duration::from_secs(120);
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// What remains when the last plain request of a connection has been answered.
 #[derive(Debug)]
@@ -74,32 +83,43 @@ pub async fn serve_intercepted(
 }
 
 async fn run(gate: &Arc<Gate>, session: &Session, client: Client, first: RequestHead, form: Form) -> After {
-    let wire = Wire::new(client, first, gate.limits.head, SILENCE);
+    let wire = Wire::new(client, first);
     let shared = wire.shared();
     let exchanges = Arc::new(Exchanges::new(gate, session, form, Arc::clone(&shared)));
-    let service = {
-        let exchanges = Arc::clone(&exchanges);
-        service_fn(move |request| Box::pin(Arc::clone(&exchanges).answer(request)))
-    };
+    let place = Place::new();
+    // hyper calls the service in the same poll in which it has read the head.
+    let service = service_fn(|request| place.put(Arc::clone(&exchanges).answer(shared.take_head(), request)));
     let mut connection = http1::Builder::new()
         // A client that closes while it waits for an answer has gone away, and its request with it.
         .half_close(false)
         .auto_date_header(false)
-        // The wire has deadlines of its own for heads and for silence.
+        // The session has deadlines of its own for heads and for silence.
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(wire), service);
-    let ended = {
-        let mut last = std::pin::pin!(gate.draining.cancelled());
-        let mut told = false;
-        std::future::poll_fn(|cx| {
-            if !told && last.as_mut().poll(cx).is_ready() {
-                told = true;
-                shared.make_last();
+    let mut draining = pin!(gate.draining.cancelled());
+    let mut bell = None;
+    let mut patience = Patience::new(gate.limits.head);
+    let ended = std::future::poll_fn(|cx| {
+        if has_rung(&mut bell, cx, |cx| draining.as_mut().poll(cx)) {
+            shared.make_last();
+        }
+        loop {
+            if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
+                return Poll::Ready(ended.map_err(drop));
             }
-            connection.poll_without_shutdown(cx)
-        })
-        .await
-    };
+            match exchanges.tend(cx) {
+                Tended::GoOn => continue,
+                Tended::Cut => return Poll::Ready(Err(())),
+                Tended::Done => {}
+            }
+            match patience.wait(&shared, cx) {
+                Wait::On => return Poll::Pending,
+                Wait::NoMore => shared.give_up(),
+                Wait::NotEvenForThat => return Poll::Ready(Err(())),
+            }
+        }
+    })
+    .await;
     let (client, stop) = connection.into_parts().io.into_inner().into_parts();
     if let Some(switched) = exchanges.take_switched() {
         return become_tunnel(client, switched).await;
@@ -113,6 +133,66 @@ async fn run(gate: &Arc<Gate>, session: &Session, client: Client, first: Request
         }
         // The client failed, or a body of its was bad, which its exchange has recorded.
         (_, Err(_)) => After::Closed,
+    }
+}
+
+/// Whether what is polled is ready. It is polled at first and when it has rung, and not whenever its session is.
+fn has_rung(
+    bell: &mut Option<Arc<Doorbell>>,
+    cx: &mut Context<'_>,
+    poll: impl FnOnce(&mut Context<'_>) -> Poll<()>,
+) -> bool {
+    if bell.as_ref().is_some_and(|bell| bell.is_of(cx) && !bell.has_rung()) {
+        return false;
+    }
+    let waker = Waker::from(Arc::clone(bell.insert(Doorbell::new(cx))));
+    poll(&mut Context::from_waker(&waker)).is_ready()
+}
+
+/// How long a client is waited for.
+#[derive(Debug)]
+struct Patience {
+    /// How long a head may take from its first byte.
+    head_time: Duration,
+    awaited: Awaited,
+    until: Instant,
+    alarm: Alarm,
+}
+
+/// Whether to go on waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    On,
+    NoMore,
+    /// Nor for hyper to notice: it has something to send, which the client does not take.
+    NotEvenForThat,
+}
+
+impl Patience {
+    fn new(head_time: Duration) -> Self {
+        Self { head_time, awaited: Awaited::Nothing, until: Instant::now(), alarm: Alarm::default() }
+    }
+
+    fn wait(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Wait {
+        if self.awaited == Awaited::End {
+            return Wait::NotEvenForThat;
+        }
+        let awaited = shared.awaited();
+        let time = match awaited {
+            Awaited::Nothing => return Wait::On,
+            Awaited::Request(_) => SILENCE,
+            Awaited::RestOfHead(_) => self.head_time,
+            Awaited::End => Duration::ZERO,
+        };
+        if awaited != self.awaited {
+            self.awaited = awaited;
+            self.until = Instant::now() + time;
+        }
+        if !self.alarm.is_due(self.until, cx) {
+            return Wait::On;
+        }
+        self.awaited = Awaited::End;
+        Wait::NoMore
     }
 }
 

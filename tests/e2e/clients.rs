@@ -169,6 +169,38 @@ http.request({host, port, method: 'CONNECT', path: target + ':443', headers: {ho
 }).on('error', (error) => { console.error(error); process.exit(1); }).end();
 ";
 
+/// It offers HTTP/2 with every plain request, which goes on without the offer.
+#[test]
+fn java_http_client() {
+    let Some(java) = program("java", &["--describe-module", "jdk.compiler"]) else { return };
+    let pages = pages();
+    let source = pages.gate.folder().join("Ask.java");
+    std::fs::write(&source, JAVA_ASK).unwrap();
+    let proxy = pages.gate.proxy();
+    let (host, port) = (proxy.ip().to_string(), proxy.port().to_string());
+    let run = |url: &str| pages.run(java.command().arg(&source).args([&host, &port, url]));
+
+    let (passed, said) = run("http://page.example/");
+    assert!(passed && said.contains("200 welcome"), "{said}");
+    let (passed, said) = run("http://evil.example/");
+    assert!(passed && said.contains("403 ") && said.contains("no rule allows it"), "{said}");
+}
+
+const JAVA_ASK: &str = r#"
+import java.net.*;
+import java.net.http.*;
+
+public class Ask {
+    public static void main(String[] arguments) throws Exception {
+        var proxy = new InetSocketAddress(arguments[0], Integer.parseInt(arguments[1]));
+        var client = HttpClient.newBuilder().proxy(ProxySelector.of(proxy)).build();
+        var request = HttpRequest.newBuilder(URI.create(arguments[2])).build();
+        var response = client.send(request, HttpResponse.BodyHandlers.ofString());
+        System.out.println(response.statusCode() + " " + response.body());
+    }
+}
+"#;
+
 #[test]
 fn python_websockets() {
     let Some(python) = program("python3", &["-c", "import websockets"]) else { return };

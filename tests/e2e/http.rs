@@ -392,7 +392,7 @@ fn no_upgrade_but_websocket_passes() {
     let origin = world.http(NAME, page("welcome"));
     let gate = world.gate(allow_one(NAME, &[80])).start();
 
-    for upgrade in ["h2c", "TLS/1.0", "websocket, h2c", "foo"] {
+    for upgrade in ["TLS/1.0", "websocket, h2c", "h2", "foo"] {
         let response = gate.ask(format!(
             "GET http://files.example/ HTTP/1.1\r\nHost: files.example\r\nConnection: Upgrade, HTTP2-Settings\r\n\
              Upgrade: {upgrade}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
@@ -401,6 +401,45 @@ fn no_upgrade_but_websocket_passes() {
     }
     assert_eq!(gate.reason("upgrade-unsupported")["verdict"], "deny");
     assert_eq!(origin.heard(), "");
+}
+
+/// What Java's client offers with every request.
+const OFFER_OF_HTTP_2: &str = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n";
+
+#[test]
+fn an_offer_of_http_2_stays_here_and_the_request_goes_on() {
+    let world = World::new();
+    let origin = world.http(NAME, page("welcome"));
+    let gate = world.gate(allow_one(NAME, &[80])).start();
+    let mut client = gate.client();
+
+    for _ in 0..2 {
+        client.send(format!(
+            "GET http://files.example/ HTTP/1.1\r\nHost: files.example\r\n{OFFER_OF_HTTP_2}\r\n"
+        ));
+        let response = client.response();
+        assert_eq!((response.status, response.text()), (200, "welcome".into()));
+        assert_eq!((response.field("upgrade"), response.field("connection")), (None, None));
+    }
+    let heard = origin.heard().to_ascii_lowercase();
+    for field in ["upgrade", "http2-settings", "connection"] {
+        assert!(!heard.contains(&format!("\r\n{field}:")), "{field}: {heard}");
+    }
+}
+
+#[test]
+fn an_origin_that_takes_an_offer_of_http_2_is_a_502() {
+    let world = World::new();
+    let switch =
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let _origin = world.http(NAME, script(switch));
+    let gate = world.gate(allow_one(NAME, &[80])).start();
+
+    let response = gate
+        .ask(format!("GET http://files.example/ HTTP/1.1\r\nHost: files.example\r\n{OFFER_OF_HTTP_2}\r\n"));
+
+    assert_eq!(response.status, 502, "{response:?}");
+    assert_eq!(gate.close(NAME)["reason"], "origin-switched");
 }
 
 #[test]
@@ -487,6 +526,22 @@ fn one_connection_may_ask_for_one_host_after_another() {
         assert_eq!(client.get("http://files.example/").text(), "files");
         assert_eq!(client.get("http://pages.example/").text(), "pages");
     }
+}
+
+#[test]
+fn a_kept_connection_to_an_origin_is_left_when_its_address_is_no_longer_taken() {
+    let world = World::new();
+    let _origins = (world.http("one.example", page("one")), world.http("two.example", page("two")));
+    let [one, two] = ["one.example", "two.example"].map(|name| world.address_of(name).to_string());
+    world.dns.set(NAME, &[&one, &two]);
+    let takes = |address: &str| allow_one(NAME, &[80]).replace("127.0.0.0/8", address);
+    let gate = world.gate(takes(&one)).start();
+    let mut client = gate.client();
+    assert_eq!(client.get("http://files.example/").text(), "one");
+
+    gate.reload_with(&takes(&two));
+
+    assert_eq!(client.get("http://files.example/").text(), "two");
 }
 
 #[test]

@@ -106,8 +106,11 @@ fn every_bad_head_has_its_own_reason() {
         (host("Transfer-Encoding: chunked, identity"), Reason::TransferEncoding),
         (host("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), Reason::TransferEncoding),
         (host("Transfer-Encoding: gzip, chunked"), Reason::TransferEncoding),
-        (host("Upgrade: h2c\r\nConnection: upgrade"), Reason::UpgradeUnsupported),
+        (host("Upgrade: TLS/1.0\r\nConnection: upgrade"), Reason::UpgradeUnsupported),
         (host("Upgrade: websocket, h2c"), Reason::UpgradeUnsupported),
+        (host("Upgrade: h2c, websocket"), Reason::UpgradeUnsupported),
+        (host("Upgrade: h2c\r\nUpgrade: websocket"), Reason::UpgradeUnsupported),
+        (host("Upgrade: h2"), Reason::UpgradeUnsupported),
         ("GET https://pypi.org/ HTTP/1.1\r\nHost: pypi.org\r\n\r\n".into(), Reason::TargetScheme),
         ("GET ftp://pypi.org/ HTTP/1.1\r\nHost: pypi.org\r\n\r\n".into(), Reason::TargetScheme),
         ("GET pypi.org HTTP/1.1\r\nHost: pypi.org\r\n\r\n".into(), Reason::TargetForm),
@@ -145,6 +148,27 @@ fn the_record_of_a_bad_head_holds_no_credentials_and_no_query() {
     assert!(connect.contains("pypi.org:443") && !connect.contains("secret"), "{connect}");
     assert_eq!(asked("GET http://pypi.org/x?token=secret HTTP/1.1\r\n\r\n"), "http://pypi.org/x");
     assert!(asked(&format!("CONNECT {} HTTP/1.1\r\n\r\n", "a".repeat(9000))).len() <= 256);
+}
+
+#[test]
+fn only_a_websocket_is_an_upgrade_and_an_offer_of_http_2_is_none() {
+    let websocket =
+        |fields: &str| head(&format!("GET http://a.b/ HTTP/1.1\r\nHost: a.b\r\n{fields}\r\n")).websocket;
+    assert!(websocket("Connection: Upgrade\r\nUpgrade: WebSocket\r\n"));
+    for offer in ["h2c", "H2C"] {
+        let fields =
+            format!("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {offer}\r\nHTTP2-Settings: AAE\r\n");
+        assert!(!websocket(&fields), "{offer}");
+    }
+}
+
+#[test]
+fn the_fields_of_a_head_are_all_there_in_their_order() {
+    let get = head("GET http://a.b/ HTTP/1.1\r\nHost: a.b\r\nAccept: x\r\nX-Y: 1\r\nAccept: z\r\n\r\n");
+    let fields = get.fields();
+    let read = |name| fields.get_all(name).iter().map(|value| value.to_str().unwrap()).collect::<Vec<_>>();
+    assert_eq!((read("host"), read("accept"), read("x-y")), (vec!["a.b"], vec!["x", "z"], vec!["1"]));
+    assert_eq!(fields.len(), 4);
 }
 
 #[test]

@@ -4,8 +4,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use outgate_rules::{Destination, Port};
 
 /// Fields that concern one connection, whether or not Connection names them.
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 10] = [
     header::CONNECTION,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     header::PROXY_AUTHENTICATE,
@@ -32,25 +33,31 @@ pub(super) fn pass_on(fields: &mut HeaderMap) {
         .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
         .filter(|name| !KEPT.contains(name))
         .collect();
-    for name in HOP_BY_HOP.iter().chain(&named) {
+    // Looking a name up costs a hash, and most messages have none of these or one.
+    let found: Vec<HeaderName> =
+        fields.keys().filter(|name| HOP_BY_HOP.contains(name) || named.contains(name)).cloned().collect();
+    for name in found {
         fields.remove(name);
     }
     fields.append(header::VIA, VIA);
 }
 
 /// Prepares a request's fields for the origin: one Host, made from what was decided on.
-pub(super) fn to_origin(fields: &mut HeaderMap, destination: &Destination) {
+pub(super) fn to_origin(fields: &mut HeaderMap, host: &HeaderValue) {
     pass_on(fields);
     // The gate sends the body in any case, so there is nothing to expect.
     fields.remove(header::EXPECT);
+    fields.insert(header::HOST, host.clone());
+}
+
+/// The Host field that names a destination.
+pub(super) fn host(destination: &Destination) -> HeaderValue {
     let host = match destination.port {
         Port::HTTP => destination.host.to_string(),
         port => format!("{}:{port}", destination.host),
     };
     // A name or an address in text is always a value.
-    if let Ok(host) = HeaderValue::from_str(&host) {
-        fields.insert(header::HOST, host);
-    }
+    HeaderValue::try_from(host).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Adds the fields that ask for a WebSocket, or agree to one, on the next connection.
@@ -97,13 +104,14 @@ mod tests {
             ("Proxy-Authorization", "Basic c2VjcmV0"),
             ("Proxy-Connection", "keep-alive"),
             ("TE", "trailers"),
-            ("Upgrade", "websocket"),
+            ("Upgrade", "h2c"),
+            ("HTTP2-Settings", "AAMAAABkAAQAAP__"),
             ("Transfer-Encoding", "chunked"),
             ("Content-Length", "3"),
             ("Accept", "*/*"),
             ("Expect", "100-continue"),
         ]);
-        to_origin(&mut sent, &Destination::parse("pypi.org:80").unwrap());
+        to_origin(&mut sent, &host(&Destination::parse("pypi.org:80").unwrap()));
         let expected = fields(&[
             ("Host", "pypi.org"),
             ("Content-Length", "3"),
@@ -115,14 +123,14 @@ mod tests {
 
     #[test]
     fn the_host_field_is_made_from_the_destination() {
-        for (destination, host) in [
+        for (destination, expected) in [
             ("pypi.org:80", "pypi.org"),
             ("pypi.org:8080", "pypi.org:8080"),
             ("[2001:db8::1]:80", "[2001:db8::1]"),
         ] {
             let mut sent = fields(&[("Host", "evil.org"), ("Host", "evil.net")]);
-            to_origin(&mut sent, &Destination::parse(destination).unwrap());
-            assert_eq!(sent.get_all(header::HOST).iter().collect::<Vec<_>>(), [host]);
+            to_origin(&mut sent, &host(&Destination::parse(destination).unwrap()));
+            assert_eq!(sent.get_all(header::HOST).iter().collect::<Vec<_>>(), [expected]);
         }
     }
 }

@@ -7,14 +7,12 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use http::Method;
 use outgate_rules::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
 
 use super::chunks::ChunkScanner;
 use crate::client::{Client, NoHead};
@@ -25,14 +23,6 @@ pub(super) struct Wire {
     client: Client,
     phase: Phase,
     shared: Arc<Shared>,
-    /// How long a head may take from its first byte.
-    head_time: Duration,
-    /// How long the client may stay silent between two requests.
-    silence: Duration,
-    /// Runs while a head is awaited.
-    alarm: Option<Pin<Box<Sleep>>>,
-    /// Whether the alarm is for a head that has begun.
-    begun: bool,
 }
 
 /// What the wire reads next.
@@ -49,7 +39,7 @@ enum Phase {
     Stopped,
 }
 
-/// What the wire and the service that answers its requests tell each other.
+/// What the wire, the service that answers its requests, and the session that polls both tell each other.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     state: Mutex<State>,
@@ -59,14 +49,32 @@ pub(super) struct Shared {
 struct State {
     /// The head that hyper has been given and the service has not yet taken.
     head: Option<RequestHead>,
+    /// How many heads the service has taken.
+    taken: u64,
     /// Whether a request is being answered: a silent client is then only waiting.
     busy: bool,
+    /// Whether the wire waits for the rest of a head.
+    begun: bool,
     /// Whether no further request is wanted.
     last: bool,
-    waker: Option<Waker>,
+    /// Whether what the wire waits for is no longer waited for.
+    rung: bool,
     stop: Option<Stop>,
     /// What was wrong with the body of the current request.
     bad_body: Option<Reason>,
+}
+
+/// What a session waits for, of a client whose connection stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// Nothing: it is the client that waits.
+    Nothing,
+    /// The next request, behind so many.
+    Request(u64),
+    /// The rest of the head behind so many.
+    RestOfHead(u64),
+    /// The end.
+    End,
 }
 
 /// Why the wire told hyper that the client has closed.
@@ -82,10 +90,8 @@ pub(super) enum Stop {
 
 impl Wire {
     /// A client whose first head has been read.
-    pub(super) fn new(client: Client, first: RequestHead, head_time: Duration, silence: Duration) -> Self {
-        let shared = Arc::new(Shared::default());
-        let mut wire =
-            Self { client, phase: Phase::Head, shared, head_time, silence, alarm: None, begun: false };
+    pub(super) fn new(client: Client, first: RequestHead) -> Self {
+        let mut wire = Self { client, phase: Phase::Head, shared: Arc::default() };
         wire.accept(first);
         wire
     }
@@ -103,13 +109,13 @@ impl Wire {
 
     /// Gives hyper a head that has been accepted; a CONNECT is not for hyper.
     fn accept(&mut self, head: RequestHead) {
-        self.alarm = None;
-        self.begun = false;
         if head.method == Method::CONNECT {
             return self.stop(Stop::Connect(Box::new(head)));
         }
         self.phase = Phase::Release(head.raw.clone(), head.body);
-        self.shared.lock().head = Some(head);
+        let mut state = self.shared.lock();
+        state.begun = false;
+        state.head = Some(head);
     }
 
     fn stop(&mut self, stop: Stop) {
@@ -119,13 +125,12 @@ impl Wire {
 
     fn poll_next_head(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         {
-            let mut state = self.shared.lock();
+            let state = self.shared.lock();
             if state.head.is_some() {
                 // One at a time: the service takes each head before hyper sees the next.
-                state.waker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
-            if state.last && self.client.ahead().is_empty() {
+            if state.last && !state.busy && self.client.ahead().is_empty() {
                 drop(state);
                 self.stop(Stop::Closed);
                 return Poll::Ready(());
@@ -136,36 +141,25 @@ impl Wire {
             Poll::Ready(Err(NoHead::Closed)) => self.stop(Stop::Closed),
             Poll::Ready(Err(NoHead::Bad(bad))) => self.stop(Stop::Bad(bad)),
             Poll::Pending => {
-                let rung = ready!(self.poll_alarm(cx));
+                let rung = ready!(self.wait());
                 self.stop(rung);
             }
         }
         Poll::Ready(())
     }
 
-    /// Waits for the end of the client's patience: ours.
-    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<Stop> {
+    /// Waits, unless there was an end to that.
+    fn wait(&mut self) -> Poll<Stop> {
         let begun = !self.client.ahead().is_empty();
-        {
-            let mut state = self.shared.lock();
-            state.waker = Some(cx.waker().clone());
-            if state.busy && !begun {
-                self.alarm = None;
-                return Poll::Pending;
+        let mut state = self.shared.lock();
+        state.begun = begun;
+        match (state.rung, begun) {
+            (false, _) => Poll::Pending,
+            (true, false) => Poll::Ready(Stop::Closed),
+            (true, true) => {
+                Poll::Ready(Stop::Bad(crate::head::bad(Reason::HeadTimeout, self.client.ahead())))
             }
         }
-        if self.alarm.is_none() || begun != self.begun {
-            let time = if begun { self.head_time } else { self.silence };
-            self.alarm = Some(Box::pin(tokio::time::sleep_until(Instant::now() + time)));
-            self.begun = begun;
-        }
-        if let Some(alarm) = &mut self.alarm {
-            ready!(alarm.as_mut().poll(cx));
-        }
-        Poll::Ready(match begun {
-            true => Stop::Bad(crate::head::bad(Reason::HeadTimeout, self.client.ahead())),
-            false => Stop::Closed,
-        })
     }
 
     /// Passes on what there is of a body, as far as it belongs to it.
@@ -242,7 +236,12 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.client).poll_write_vectored(cx, slices)
+        let to = Pin::new(&mut self.client);
+        match slices {
+            // The kernel has less to do for one.
+            [only] => to.poll_write(cx, only),
+            _ => to.poll_write_vectored(cx, slices),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -273,22 +272,39 @@ impl Shared {
     pub(super) fn take_head(&self) -> Option<RequestHead> {
         let mut state = self.lock();
         state.busy = true;
-        state.wake();
+        state.taken += 1;
         state.head.take()
     }
 
     /// The request has been answered to its end.
     pub(super) fn answered(&self) {
-        let mut state = self.lock();
-        state.busy = false;
-        state.wake();
+        self.lock().busy = false;
     }
 
     /// No further request is wanted: the client is told that the connection closes when it next falls silent.
     pub(super) fn make_last(&self) {
-        let mut state = self.lock();
-        state.last = true;
-        state.wake();
+        self.lock().last = true;
+    }
+
+    /// Whether no further request is wanted.
+    pub(super) fn is_last(&self) -> bool {
+        self.lock().last
+    }
+
+    /// What there is to be waited for, once hyper has nothing more to do.
+    pub(super) fn awaited(&self) -> Awaited {
+        let state = self.lock();
+        match (state.begun, state.busy, state.last) {
+            (true, _, _) => Awaited::RestOfHead(state.taken),
+            (false, true, _) => Awaited::Nothing,
+            (false, false, true) => Awaited::End,
+            (false, false, false) => Awaited::Request(state.taken),
+        }
+    }
+
+    /// What the wire waits for is no longer waited for: to hyper the client closes.
+    pub(super) fn give_up(&self) {
+        self.lock().rung = true;
     }
 
     /// What was wrong with the body of the current request.
@@ -298,13 +314,5 @@ impl Shared {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
     }
 }
