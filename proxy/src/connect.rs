@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::gate::Gate;
 use crate::head;
 use crate::http::{self, After};
-use crate::path::{self, Connection, Dialled, Vetted, Wanted};
+use crate::path::{self, Dialled, Vetted, Wanted};
 use crate::record::{self, Asked, EndedBy, Kind};
 use crate::reject::reject;
 use crate::relay::Outcome;
@@ -43,7 +43,7 @@ pub async fn serve(
             // Which of the two it will be, and so what is dialled, tells the client's first byte.
             FirstBytes::TlsOrHttp => Ok(Opening::Undecided(vetted)),
             wanted @ (FirstBytes::Tls | FirstBytes::Any) => {
-                vetted.dial(&Connection::default()).await.map(|dialled| Opening::Tunnel(dialled, wanted))
+                vetted.dial(None).await.map(|dialled| Opening::Tunnel(dialled, wanted))
             }
         }
     };
@@ -100,7 +100,7 @@ async fn tls_or_http(
     match client.first_byte(Instant::now() + gate.limits.head).await {
         Ok(TLS_HANDSHAKE) => {
             // The client has been told that the tunnel is open: a failure can only close it.
-            let dialled = vetted.dial(&Connection::default()).await.ok()?;
+            let dialled = vetted.dial(None).await.ok()?;
             return Tunnel::open(gate, client, dialled, FirstBytes::Tls).await;
         }
         Ok(_) => {

@@ -29,7 +29,6 @@ pub struct Flow {
     judged: Mutex<Judged>,
     /// Counts and limits what goes up.
     pub meter: Meter,
-    up: AtomicU64,
     down: AtomicU64,
     /// What had moved, both ways, when the flow was last looked at, and how often it was seen standing still since.
     moved: AtomicU64,
@@ -72,7 +71,6 @@ impl Flow {
             address: address.socket(),
             judged: Mutex::new(Judged { rule: address.rule().cloned(), seen: None }),
             meter,
-            up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             still: AtomicU32::new(0),
@@ -87,9 +85,7 @@ impl Flow {
 
     /// Asks to send up to `wanted` bytes to the origin; what is granted counts as sent.
     pub fn take_up(&self, wanted: usize) -> Grant {
-        let grant = self.meter.take(wanted as u64, std::time::Instant::now());
-        self.up.fetch_add(grant.bytes, Ordering::Relaxed);
-        grant
+        self.meter.take(wanted as u64, std::time::Instant::now)
     }
 
     /// Counts bytes that came down from the origin.
@@ -100,7 +96,7 @@ impl Flow {
     /// Bytes sent to the origin, and bytes that came from it.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
-        (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
+        (self.meter.sent(), self.down.load(Ordering::Relaxed))
     }
 
     /// The address that was dialled.

@@ -166,12 +166,12 @@ impl Vetted {
         &self.permit
     }
 
-    /// Dials one of the addresses and opens the flow. `connection` counts what the client's connection has
-    /// sent over each rule.
+    /// Dials one of the addresses and opens the flow. `connection` counts what the client's connection has sent over
+    /// each rule, where it carries more than this flow.
     ///
     /// # Errors
     /// Why none of them could be reached, or the upload limit that is used up already; recorded.
-    pub async fn dial(mut self, connection: &Connection) -> Result<Dialled, Denial> {
+    pub async fn dial(mut self, connection: Option<&Connection>) -> Result<Dialled, Denial> {
         let started = Instant::now();
         let gate = Arc::clone(self.trail.gate());
         let addresses = std::mem::take(&mut self.addresses);
@@ -194,13 +194,17 @@ impl Vetted {
     pub async fn open(
         self,
         address: &VettedAddr,
-        connection: &Connection,
+        connection: Option<&Connection>,
     ) -> Result<(OpenFlow, Permit, Trail), Denial> {
         let Self { wanted, permit, mut trail, .. } = self;
         let gate = Arc::clone(trail.gate());
         let rule = address.rule();
         trail.reached(address);
-        let meter = gate.hours.meter(permit.client(), rule.map(|rule| &**rule), connection.sent_over(rule));
+        let meter = gate.hours.meter(
+            permit.client(),
+            rule.map(|rule| &**rule),
+            connection.map(|connection| connection.sent_over(rule)),
+        );
         if let Err(reason) = meter.check(std::time::Instant::now()) {
             let denial = trail.denial(reason);
             return Err(trail.refuse(denial).await);

@@ -45,10 +45,35 @@ struct End {
     enforcement: Enforcement,
     revision: Revision,
     decided: Instant,
-    dialled: Option<SocketAddr>,
-    /// The flow itself, which counts its bytes, once it is open.
-    opened: Option<Arc<Flow>>,
+    reached: Reached,
     status: Option<u16>,
+}
+
+/// How far a flow has come.
+#[derive(Debug)]
+enum Reached {
+    Nowhere,
+    /// An address that was dialled.
+    Address(SocketAddr),
+    /// It is open, and counts its bytes.
+    Flow(Arc<Flow>),
+}
+
+impl Reached {
+    fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Nowhere => None,
+            Self::Address(address) => Some(*address),
+            Self::Flow(flow) => Some(flow.address()),
+        }
+    }
+
+    fn flow(&self) -> Option<&Flow> {
+        match self {
+            Self::Flow(flow) => Some(flow),
+            Self::Nowhere | Self::Address(_) => None,
+        }
+    }
 }
 
 impl Trail {
@@ -63,8 +88,7 @@ impl Trail {
             enforcement: decision.enforcement,
             revision: decision.revision,
             decided: Instant::now(),
-            dialled: None,
-            opened: None,
+            reached: Reached::Nowhere,
             status: None,
         };
         Self { gate: Arc::clone(gate), end: Some(Box::new(end)) }
@@ -86,7 +110,7 @@ impl Trail {
     /// Adds the address that was dialled, and the rule that admitted it.
     pub fn reached(&mut self, address: &VettedAddr) {
         if let Some(end) = &mut self.end {
-            end.dialled = Some(address.socket());
+            end.reached = Reached::Address(address.socket());
             end.rule = address.rule().cloned().or(end.rule.take());
         }
         self.would_deny(address.suspended().cloned());
@@ -95,7 +119,7 @@ impl Trail {
     /// Adds the flow, which counts its bytes and knows the rule whose limits hold.
     pub fn opened(&mut self, flow: &Arc<Flow>) {
         if let Some(end) = &mut self.end {
-            end.opened = Some(Arc::clone(flow));
+            end.reached = Reached::Flow(Arc::clone(flow));
         }
     }
 
@@ -171,8 +195,8 @@ impl Drop for Trail {
 
 impl End {
     fn tell(&self, gate: &Gate, outcome: Outcome) -> Option<Unqueued> {
-        let (bytes_up, bytes_down) = self.opened.as_ref().map_or((0, 0), |flow| flow.bytes());
-        let held = self.opened.as_ref().and_then(|flow| flow.rule());
+        let (bytes_up, bytes_down) = self.reached.flow().map_or((0, 0), Flow::bytes);
+        let held = self.reached.flow().and_then(Flow::rule);
         let denied_by = outcome.denial.as_ref().and_then(|denial| denial.rule.as_ref());
         let closed = Closed {
             flow: &self.flow,
@@ -185,7 +209,7 @@ impl End {
             rule: denied_by.or(self.suspended_by.as_ref()).or(held.as_ref()).or(self.rule.as_ref()),
             enforcement: self.enforcement,
             revision: Some(self.revision),
-            dialled: self.dialled,
+            dialled: self.reached.address(),
             bytes_up,
             bytes_down,
             duration: self.decided.elapsed(),

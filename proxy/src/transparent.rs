@@ -18,7 +18,7 @@ use crate::gate::Gate;
 use crate::head::{self, BadHead};
 use crate::hello::ClientHello;
 use crate::http::{self, After};
-use crate::path::{self, Connection, Dialled, Vetted, Wanted};
+use crate::path::{self, Dialled, Vetted, Wanted};
 use crate::record::{self, Asked, Kind};
 use crate::reject::reject;
 use crate::session::Session;
@@ -38,7 +38,7 @@ pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port
     let dialled = async {
         let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
         let vetted = wants_hello(vetted, hello.as_ref()).await?;
-        vetted.dial(&Connection::default()).await
+        vetted.dial(None).await
     };
     match dialled.await {
         Ok(dialled) => Some(pass(stream, ahead, dialled)),
@@ -87,7 +87,7 @@ pub async fn tcp(gate: &Arc<Gate>, session: &Session, client: Client) -> Option<
     let flow = flow(session, Kind::Tcp, &wanted, None);
     let dialled = async {
         let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
-        vetted.dial(&Connection::default()).await
+        vetted.dial(None).await
     };
     let dialled = dialled.await.ok()?;
     let wanted = FirstBytes::wanted(&dialled.permit);
@@ -105,7 +105,7 @@ async fn not_http(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadH
     let asked = flow.asked.clone();
     let dialled = async {
         let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
-        wants_hello(vetted, None).await?.dial(&Connection::default()).await
+        wants_hello(vetted, None).await?.dial(None).await
     };
     match dialled.await {
         Ok(dialled) => {

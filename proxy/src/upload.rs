@@ -47,9 +47,15 @@ impl Hours {
     }
 
     /// The meter of one flow that a rule admitted.
-    pub fn meter(self: &Arc<Self>, client: IpAddr, rule: Option<&Rule>, connection: Arc<AtomicU64>) -> Meter {
+    pub fn meter(
+        self: &Arc<Self>,
+        client: IpAddr,
+        rule: Option<&Rule>,
+        connection: Option<Arc<AtomicU64>>,
+    ) -> Meter {
         let meter = Meter {
             hours: Arc::clone(self),
+            sent: AtomicU64::new(0),
             connection,
             limit: AtomicU64::new(u64::MAX),
             hourly: Mutex::new(None),
@@ -111,8 +117,11 @@ impl Hour {
 #[derive(Debug)]
 pub struct Meter {
     hours: Arc<Hours>,
-    /// Bytes sent so far on the connection that the flow belongs to, over this rule.
-    connection: Arc<AtomicU64>,
+    /// Bytes that the flow has sent.
+    sent: AtomicU64,
+    /// Bytes sent so far on the connection that the flow belongs to, over this rule; none where the flow is all that it
+    /// carries.
+    connection: Option<Arc<AtomicU64>>,
     limit: AtomicU64,
     hourly: Mutex<Option<Hourly>>,
 }
@@ -139,18 +148,27 @@ impl Meter {
         *self.hourly.lock().unwrap_or_else(PoisonError::into_inner) = hourly;
     }
 
-    /// Asks to send `wanted` more bytes; what is granted counts as sent.
-    pub fn take(&self, wanted: u64, now: Instant) -> Grant {
-        let sent = self.connection.load(Ordering::Relaxed);
+    /// Asks to send `wanted` more bytes; what is granted counts as sent. The time is asked for only where an hour is
+    /// limited.
+    pub fn take(&self, wanted: u64, now: impl FnOnce() -> Instant) -> Grant {
+        let sent = self.connection.as_deref().unwrap_or(&self.sent).load(Ordering::Relaxed);
         let left = self.limit.load(Ordering::Relaxed).saturating_sub(sent);
         let bytes = self.take_from_hour(wanted.min(left), now);
-        self.connection.fetch_add(bytes, Ordering::Relaxed);
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(connection) = &self.connection {
+            connection.fetch_add(bytes, Ordering::Relaxed);
+        }
         let stop = match bytes {
             bytes if bytes == wanted => None,
             bytes if bytes == left => Some(Reason::UploadLimit),
             _ => Some(Reason::UploadLimitHourly),
         };
         Grant { bytes, stop }
+    }
+
+    /// Bytes that the flow has sent.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Whether not one byte could be sent now: then the flow is not worth opening.
@@ -165,10 +183,10 @@ impl Meter {
         if hour.slots.iter().sum::<u64>() >= limit { Err(Reason::UploadLimitHourly) } else { Ok(()) }
     }
 
-    fn take_from_hour(&self, wanted: u64, now: Instant) -> u64 {
+    fn take_from_hour(&self, wanted: u64, now: impl FnOnce() -> Instant) -> u64 {
         let hourly = self.hourly.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(Hourly { hour, limit }) = hourly else { return wanted };
-        hour.lock().unwrap_or_else(PoisonError::into_inner).take(wanted, limit, self.hours.minute(now))
+        hour.lock().unwrap_or_else(PoisonError::into_inner).take(wanted, limit, self.hours.minute(now()))
     }
 }
 
@@ -206,16 +224,16 @@ mod tests {
     #[test]
     fn a_connection_gets_what_is_left_and_then_the_reason() {
         let now = Instant::now();
-        let meter = Arc::new(Hours::new(now)).meter([10, 0, 0, 1].into(), None, Arc::default());
+        let meter = Arc::new(Hours::new(now)).meter([10, 0, 0, 1].into(), None, None);
         meter.limit.store(10, Ordering::Relaxed);
         let stopped = |bytes| Grant { bytes, stop: Some(Reason::UploadLimit) };
-        assert_eq!(meter.take(7, now), Grant { bytes: 7, stop: None });
-        assert_eq!(meter.take(7, now), stopped(3));
-        assert_eq!(meter.take(7, now), stopped(0));
+        assert_eq!(meter.take(7, || now), Grant { bytes: 7, stop: None });
+        assert_eq!(meter.take(7, || now), stopped(3));
+        assert_eq!(meter.take(7, || now), stopped(0));
         meter.limit.store(12, Ordering::Relaxed);
-        assert_eq!(meter.take(7, now), stopped(2), "a raised limit holds for an open flow");
+        assert_eq!(meter.take(7, || now), stopped(2), "a raised limit holds for an open flow");
         meter.limit.store(5, Ordering::Relaxed);
-        assert_eq!(meter.take(1, now), stopped(0), "and so does a lowered one");
+        assert_eq!(meter.take(1, || now), stopped(0), "and so does a lowered one");
     }
 
     #[test]

@@ -357,14 +357,14 @@ impl Exchanges {
         if let Some(origin) = kept
             && let Some(address) = origin.serves(destination, vetted.addresses())
         {
-            let (flow, _, trail) = vetted.open(&address, &self.connection).await?;
+            let (flow, _, trail) = vetted.open(&address, Some(&self.connection)).await?;
             return Ok(Ready { origin, flow, trail, used: true });
         }
         Box::pin(self.dial(vetted, destination)).await
     }
 
     async fn dial(&self, vetted: Vetted, destination: &Destination) -> Result<Ready, Denial> {
-        let Dialled { origin, address, flow, trail, .. } = vetted.dial(&self.connection).await?;
+        let Dialled { origin, address, flow, trail, .. } = vetted.dial(Some(&self.connection)).await?;
         match Origin::new(origin, destination.clone(), address).await {
             Ok(origin) => Ok(Ready { origin, flow, trail, used: false }),
             Err(reason) => Err(fail(trail, reason).await),
