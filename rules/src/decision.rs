@@ -395,3 +395,6 @@ impl OwnAddresses {
             })
     }
 }
+
+#[cfg(test)]
+mod tests;

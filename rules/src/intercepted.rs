@@ -117,6 +117,10 @@ impl RuleSet {
                 let allowed = decisions.filter(|decision| decision.reason == Reason::Rule);
                 told(flow.original, allowed).unwrap_or(covered)
             }
+            // A Host that is the address itself shows no name.
+            Some(covered) if covered.reason == Reason::Rule && has_names_inside => {
+                self.by_no_name(Reason::SniNotInRule, Some(covered))
+            }
             Some(covered) => covered,
             None => self.denied(Reason::NoRule),
         }

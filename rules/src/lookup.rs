@@ -319,6 +319,40 @@ outbound_rules:
     }
 
     #[test]
+    fn a_denied_name_has_no_permit_in_any_mode_that_enforces() {
+        let text = "outbound_rules:
+  - {name: whole, action: deny, type: fqdn, destination: '*.example.org'}
+  - {name: web, action: deny, type: fqdn, destination: b.example.com, protocol: TCP, ports: [80, 443]}
+";
+        let internet = format!("isolation_mode: allow_internet_outbound\n{text}");
+        for (text, name, denied) in [
+            (text, "a.example.org", Some(Reason::DenyRule)),
+            (text, "b.example.com", Some(Reason::NoRule)),
+            (&internet, "a.example.org", Some(Reason::DenyRule)),
+            (&internet, "b.example.com", None),
+        ] {
+            let name = DomainName::parse(name).unwrap();
+            let permit = rules(text).decide_lookup([10, 0, 0, 1].into(), &name, NOW).into_permit();
+            assert_eq!(permit.err().map(|denial| denial.reason), denied, "{name}");
+        }
+    }
+
+    #[test]
+    fn no_mode_tells_more_than_public_addresses() {
+        for mode in ["isolation_mode: allow_internet_outbound", "enforcement: report"] {
+            let rules = rules(&format!("{mode}\n"));
+            let name = DomainName::parse("any.example").unwrap();
+            let permit = rules.decide_lookup([10, 0, 0, 1].into(), &name, NOW).into_permit().unwrap();
+            let vet =
+                |address: &str| permit.vet(address.parse().unwrap(), NOW).map_err(|denial| denial.reason);
+            assert_eq!(vet("9.9.9.9"), Ok(()), "{mode}");
+            assert_eq!(vet("10.0.0.7"), Err(Reason::AddressPrivate), "{mode}");
+            assert_eq!(vet("169.254.169.254"), Err(Reason::AddressMetadata), "{mode}");
+            assert_eq!(vet("64:ff9b::a00:7"), Err(Reason::AddressPrivate), "{mode}");
+        }
+    }
+
+    #[test]
     fn what_lies_above_a_name_that_is_spoken_of_is_known() {
         let rules = rules(
             "outbound_rules:

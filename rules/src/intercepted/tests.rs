@@ -108,6 +108,8 @@ fn what_is_seen_and_what_was_dialled_decide_together() {
         ),
         ("and takes no other", "8.8.4.4", 443, seen("evil.example"), Reason::SniNotInRule, "-"),
         ("and not none", "8.8.4.4", 443, Seen::Nothing(Reason::SniMissing), Reason::SniMissing, "-"),
+        ("nor the address itself", "8.8.4.4", 443, Seen::Told(vec![]), Reason::SniNotInRule, "-"),
+        ("which a rule for no names takes", "9.9.9.9", 443, Seen::Told(vec![]), Reason::Rule, "9.9.9.9"),
         ("an address by its rule", "9.9.9.9", 27000, Seen::Told(vec![]), Reason::Rule, "9.9.9.9"),
         ("an address without one", "1.2.3.4", 5432, Seen::Told(vec![]), Reason::NoRule, "-"),
         (

@@ -179,6 +179,11 @@ fn only_down_takes_the_rules_away() {
     assert!(shown.contains("table inet outgate") && shown.contains("tproxy"), "{shown}");
     gate.terminate();
     assert!(gate.ended().success());
+    let open = site("compute.azureml.example");
+    assert!(
+        lab.training().datagram(open.v4, 5831, b"a").is_prohibited(),
+        "what the policy opens is closed, too"
+    );
     assert!(lab.training().datagram(evil.v4, 5831, b"a").is_prohibited());
     assert!(lab.training().connect(evil.v4, 4444).end().bytes.is_empty());
     lab.capture().assert_only(&[]);

@@ -2,9 +2,9 @@
 //! decides nothing for a name.
 
 use outgate_tests::hello::{Bent, in_records};
-use outgate_tests::lab::{Heard, site};
+use outgate_tests::lab::{Heard, Lab, site};
 
-use super::{Guarded, guarded};
+use super::{Guarded, guarded, with_tags};
 
 /// The fatal TLS alert `access_denied`.
 const ACCESS_DENIED: &[u8] = &[21, 3, 3, 0, 2, 2, 49];
@@ -139,4 +139,33 @@ fn a_name_whose_addresses_may_not_be_reached_leads_nowhere() {
         assert_eq!(record["reason"], reason, "{record}");
     }
     hub.lab.capture().assert_only(&[]);
+}
+
+#[test]
+fn what_a_rule_for_an_address_takes_is_what_it_says_of_names_and_of_tls() {
+    let Some(lab) = Lab::start() else { return };
+    let (open, bound) = (site("evil.example").v4, site("ml.azure.com").v4);
+    let rule = |name: &str, address: &str, port: u16, more: &str| {
+        format!(
+            "  - {{name: {name}, type: address, destination: {{addresses: [{address}], protocol: TCP, \
+             port_ranges: \"{port}\"}}{more}}}\n"
+        )
+    };
+    let rules = [
+        rule("open", open, 80, ""),
+        rule("tls", open, 443, ", tls_only: true"),
+        rule("bound", bound, 80, ", names: [other.example]"),
+    ];
+    let gate = with_tags(lab.appliance(format!("outbound_rules:\n{}", rules.concat()))).start();
+    let machine = lab.training();
+    let reason = |rule: &str| gate.record(rule, |r| r["rule"]["name"] == rule && r["verdict"] == "deny");
+
+    let resolve = format!("any.example:80:{open}");
+    machine.curl(&["--resolve", &resolve, "http://any.example/whoami"]).assert_done();
+    assert!(machine.tell(open, 443, "SSH-2.0-x\r\n").bytes.is_empty());
+    assert_eq!(gate.reason("not-tls")["verdict"], "deny");
+    // A Host that is the address itself is none of the rule's names.
+    machine.curl(&[&format!("http://{bound}/whoami")]).assert_failed();
+    assert_eq!(reason("bound")["reason"], "sni-not-in-rule");
+    lab.capture().assert_only(&[(open, 80)]);
 }
