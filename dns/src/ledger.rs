@@ -70,6 +70,19 @@ impl Ledger {
         }
     }
 
+    /// Notes that a gate before this one told `client` `address` for `name`, for which it may be used for so long still.
+    /// The way that was opened then stands, and runs out by itself.
+    pub fn note_standing(
+        &self,
+        client: IpAddr,
+        address: IpAddr,
+        name: &DomainName,
+        left: Duration,
+        now: Instant,
+    ) {
+        self.told.with(client, (client, address), now, |told| told.note(name, now + left, NAMES));
+    }
+
     /// Notes that the gate itself was told `address` for `name`, and that who may reach the name may use it for so
     /// long.
     pub fn note_found(&self, address: IpAddr, name: &DomainName, lasts: Duration, now: Instant) {
@@ -128,6 +141,22 @@ mod tests {
         assert_eq!(known(Duration::ZERO), [name("a.example")]);
         assert_eq!(known(TTL + LINGER - Duration::from_millis(1)), [name("a.example")]);
         assert_eq!(known(TTL + LINGER), []);
+    }
+
+    #[test]
+    fn what_an_earlier_gate_told_can_be_used_for_as_long_as_it_was_then_and_opens_nothing_anew() {
+        #[derive(Debug)]
+        struct Never;
+        impl Opener for Never {
+            fn open(&self, client: IpAddr, address: IpAddr, name: &DomainName, lasts: Duration) {
+                panic!("{client} {address} {name} {lasts:?}")
+            }
+        }
+        let (ledger, now) = (Ledger::with_opener(Arc::new(Never)), Instant::now());
+        ledger.note_standing(CLIENT, ADDRESS, &name("a.example"), TTL, now);
+        assert_eq!(ledger.names(CLIENT, ADDRESS, now), [name("a.example")]);
+        assert_eq!(ledger.names("10.1.0.5".parse().unwrap(), ADDRESS, now), []);
+        assert_eq!(ledger.names(CLIENT, ADDRESS, now + TTL), []);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use outgate_dns::ledger::{LINGER, Ledger, Opener};
+use outgate_dns::ledger::{Ledger, Opener};
 use outgate_rules::{DomainName, NetworkPlan, NetworkVerdict, Port, Protocol, RuleSet};
 
 use crate::config::{self, Config};
@@ -19,7 +19,7 @@ use crate::kernel::plan::{Group, Ports, TABLE, TOLD, WAYS, closed, hub_of_severa
 use crate::kernel::routes::{Routes, Setting, unfit_settings};
 use crate::kernel::table::Mark;
 use crate::kernel::text::text;
-use crate::kernel::told::{Element, Flow, ToldSets};
+use crate::kernel::told::{Element, Flow, Standing, ToldSets};
 use crate::kernel::{self, Kept, conntrack, plan};
 use crate::listener::Way;
 use crate::network::mark;
@@ -211,11 +211,10 @@ impl Appliance {
         if let Some(names) = &self.names {
             names.remember(rules, ledger)?;
         }
-        let standing = <ToldSets>::open(TABLE, TOLD)?.dump()?;
-        for told in &standing {
-            if let Some(name) = &told.name {
-                let ttl = told.left.saturating_sub(LINGER);
-                ledger.note(told.flow.client, told.flow.address, name, ttl, Instant::now());
+        let (standing, now) = (<ToldSets>::open(TABLE, TOLD)?.dump()?, Instant::now());
+        for Standing { flow, name, left } in &standing {
+            if let Some(name) = name {
+                ledger.note_standing(flow.client, flow.address, name, *left, now);
             }
         }
         Ok(standing.len())

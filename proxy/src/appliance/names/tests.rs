@@ -1,8 +1,11 @@
-use super::super::Appliance;
+use arc_swap::ArcSwap;
+
+use super::super::{Appliance, Openings};
 use super::*;
 use crate::config::{self, Gates};
+use crate::console::Console;
 use crate::kernel::namespace::inside;
-use crate::kernel::plan::Ports;
+use crate::kernel::plan::{Ports, TOLD};
 
 fn clients() -> PrefixSet {
     ["10.1.0.0/16", "fd00:1::/64"].iter().map(|prefix| prefix.parse().unwrap()).collect()
@@ -194,5 +197,35 @@ fn what_names_open_outlives_the_gate_and_ends_with_their_rule() {
         assert_eq!(open_ways(&other), []);
         next.enforce(&rules).unwrap();
         assert_eq!(open_ways(&rules), [(name.to_string(), way)], "it is still known");
+    });
+}
+
+#[test]
+fn what_a_client_was_told_before_a_restart_lasts_no_longer_for_it() {
+    inside(|| {
+        let gate =
+            Appliance::new(&config::Appliance { clients: clients(), ..Default::default() }, Ports::default());
+        let rules = rules(POLICY);
+        let name = DomainName::parse("time.example.org").unwrap();
+        let (client, address) = ("10.1.0.4".parse().unwrap(), "9.9.9.9".parse().unwrap());
+        let flow = Flow { client, address, protocol: UDP, port: 123 };
+        let left = Duration::from_secs(60);
+        gate.close().unwrap();
+        let mut told = <ToldSets>::open(TABLE, TOLD).unwrap();
+        told.add(&[Element { flow, name: name.clone() }], left).unwrap();
+
+        let console = Console::on(std::io::sink(), false, left).unwrap();
+        let opener = Openings::new(Arc::new(ArcSwap::from(Arc::clone(&rules))), console).unwrap();
+        let ledger = Ledger::with_opener(Arc::new(opener));
+        assert_eq!(gate.remember(&rules, &ledger).unwrap(), 1);
+
+        let now = Instant::now();
+        assert_eq!(ledger.names(client, address, now), [name]);
+        assert_eq!(ledger.names(client, address, now + left), []);
+        let standing = told.dump().unwrap();
+        assert!(
+            standing.iter().all(|standing| standing.flow == flow && standing.left <= left),
+            "{standing:?}"
+        );
     });
 }
