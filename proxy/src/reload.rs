@@ -23,6 +23,7 @@ use crate::gate::Gate;
 use crate::own;
 use crate::policy::{PolicyFiles, Stamp};
 use crate::record::{PolicyRead, ReloadResult, Trigger};
+use crate::systemd;
 
 /// How long a change is given to be followed by others: an editor writes, renames and sets modes.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -91,6 +92,22 @@ impl Reloader {
     /// Reads the policy again and puts it in force, if there is no mistake in it.
     pub async fn reload(&self, trigger: Trigger) -> Report {
         let mut loaded = self.loaded.lock().await;
+        // The service manager hears of one reload after the other: the end of this one must not pass for that of the
+        // next, whose files may be others.
+        if trigger == Trigger::Signal {
+            systemd::reloading();
+        }
+        let report = self.read_again(&mut loaded, trigger).await;
+        match trigger {
+            Trigger::Signal => systemd::ready(&report.text),
+            Trigger::Start | Trigger::File | Trigger::Command | Trigger::Expiry => {
+                systemd::status(&report.text);
+            }
+        }
+        report
+    }
+
+    async fn read_again(&self, loaded: &mut Loaded, trigger: Trigger) -> Report {
         let (files, tags) = (self.files.clone(), loaded.tags.clone());
         loaded.seen = self.files.stamps(&loaded.files);
         let compiled = tokio::task::spawn_blocking(move || files.load(Some(&tags), Timestamp::now())).await;

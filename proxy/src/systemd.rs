@@ -13,7 +13,13 @@ pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(one_line(status))]);
 }
 
-/// The policy is being read again. [`ready`] must follow, whatever comes of it: the gate serves all the while.
+/// What is in force now, or why nothing has changed, where no manager asked for it.
+pub fn status(status: &str) {
+    tell(&[NotifyState::Status(one_line(status))]);
+}
+
+/// The policy is being read again. [`ready`] must follow, whatever comes of it, and before this is said again: the gate
+/// serves all the while.
 pub fn reloading() {
     // The manager asks for the time so that it can tell this reload from an earlier one (systemd 253 and later).
     match NotifyState::monotonic_usec_now() {
@@ -60,6 +66,7 @@ mod tests {
     fn a_gate_without_a_service_manager_says_nothing_and_does_not_fail() {
         ready("enforcing");
         reloading();
+        status("enforcing");
         stopping("draining");
     }
 }

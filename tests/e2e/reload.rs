@@ -1,12 +1,13 @@
 //! Reload: a changed policy takes hold without a restart, a bad one changes nothing, open tunnels are judged
 //! again.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, Weak};
 
-use outgate_tests::origin::{echo, page};
+use outgate_tests::origin::{echo, listen_only, page};
 use outgate_tests::policy::{NOTHING, allow, allow_one};
-use outgate_tests::{Client, Gate, World, wait_until};
+use outgate_tests::{Client, Gate, PATIENCE, Setup, World, wait_until};
 use rustix::process::Signal;
 
 const NAME: &str = "echo.example";
@@ -112,6 +113,58 @@ fn sighup_reloads() {
     gate.write_policy(&allow_one(NAME, &[7000]));
     gate.signal(Signal::HUP);
     wait_until("the new policy", || gate.client().connect("echo.example:7000").status == 502);
+}
+
+#[test]
+fn nobody_but_its_own_user_can_ask_a_gate_to_reload() {
+    let gate = World::new().gate(NOTHING).set("control", "run/control.sock").start();
+    let mode = |path: &str| gate.folder().join(path).metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("run"), mode("run/control.sock")), (0o700, 0o600));
+}
+
+/// A service manager's socket; who hears the gate says what it was told, line by line.
+fn service_manager(setup: Setup) -> (Setup, impl Fn() -> Vec<String>) {
+    let path = setup.folder().join("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = move || {
+        let mut told = [0; 4096];
+        let length = socket.recv(&mut told).unwrap();
+        String::from_utf8_lossy(&told[..length]).lines().map(str::to_owned).collect()
+    };
+    (setup.variable("NOTIFY_SOCKET", path), heard)
+}
+
+#[test]
+fn the_service_manager_hears_of_one_reload_after_the_other() {
+    // Long to read, so that the second signal comes while the first is being answered.
+    let names: String = (0..100_000).map(|number| format!("n{number}.example\n")).collect();
+    let policy =
+        "outbound_rules:\n  - {name: mirrors, type: fqdn, destination_file: mirrors.txt, ports: [7000]}\n";
+    let (setup, heard) = service_manager(World::new().gate(policy).file("mirrors.txt", names));
+    let gate = setup.start();
+    assert_eq!(heard()[0], "READY=1");
+
+    gate.signal(Signal::HUP);
+    let first = heard();
+    gate.signal(Signal::HUP);
+
+    let told = [first, heard(), heard(), heard()];
+    assert_eq!(told.each_ref().map(|lines| &*lines[0]), ["RELOADING=1", "READY=1", "RELOADING=1", "READY=1"]);
+    assert!(told[2][1].starts_with("MONOTONIC_USEC=") && told[2][1] > told[0][1], "{told:?}");
+    assert!(told[3][1].starts_with("STATUS=unchanged: enforcing revision "), "{told:?}");
+}
+
+#[test]
+fn the_service_manager_shows_what_is_in_force_whoever_asked_for_it() {
+    let (setup, heard) = service_manager(World::new().gate(NOTHING));
+    let gate = setup.start();
+    assert_eq!(heard()[0], "READY=1");
+
+    let event = gate.reload_with(&allow_one(NAME, &[7000]));
+
+    let revision = event["revision"].as_str().unwrap();
+    assert_eq!(heard(), [format!("STATUS=enforcing revision {revision}: 1 rule from 1 file")]);
 }
 
 #[test]
@@ -255,6 +308,34 @@ fn a_tunnel_whose_address_is_taken_away_is_closed() {
 }
 
 #[test]
+fn a_tunnel_to_an_address_is_closed_when_the_name_seen_in_it_is_denied() {
+    let world = World::new();
+    let origin = world.origin("host.example", 443, listen_only());
+    let address = world.address_of("host.example");
+    let policy = format!(
+        "outbound_rules:\n  - {{name: lan, type: address, destination: {{addresses: [{address}], protocol: TCP, \
+         port_ranges: \"443\"}}}}\n"
+    );
+    let gate = world.gate(&policy).start();
+    let mut tunnels = ["good.example", "evil.example"].map(|name| {
+        let mut client = gate.tunnel(&format!("{address}:443"));
+        client.send(world.authority.hello(name));
+        client
+    });
+    wait_until("two hellos", || {
+        let heard = origin.heard();
+        heard.contains("good.example") && heard.contains("evil.example")
+    });
+
+    let deny = "  - {name: never, action: deny, type: fqdn, destination: evil.example}\n";
+    let event = gate.reload_with(&(policy + deny));
+
+    assert_eq!(event["revoked"], 1);
+    assert!(tunnels[1].is_closed());
+    assert_eq!(gate.reason("revoked")["sni"], "evil.example");
+}
+
+#[test]
 fn a_rule_that_expires_ends_its_tunnels_as_a_reload_would() {
     let world = World::new();
     let _origin = world.origin(NAME, 7000, echo());
@@ -280,11 +361,11 @@ fn reloads_under_load_lose_nothing() {
     let both = || allow(&[("page.example", &[80]), (NAME, &[7000])]);
     let gate = Arc::new(world.gate(both()).start());
     let mut tunnel = working_tunnel(&gate);
-    let stop = Arc::new(AtomicBool::new(false));
+    let going = Arc::new(());
     let workers: Vec<_> = (0..4)
         .map(|_| {
-            let (gate, stop) = (Arc::clone(&gate), Arc::clone(&stop));
-            std::thread::spawn(move || fetch_until(&gate, &stop))
+            let (gate, going) = (Arc::clone(&gate), Arc::downgrade(&going));
+            std::thread::spawn(move || fetch_while(&gate, &going))
         })
         .collect();
 
@@ -293,7 +374,7 @@ fn reloads_under_load_lose_nothing() {
         assert_eq!(gate.reload_with(&(both() + &extra))["result"], "applied");
         assert_eq!(tunnel.send("ping").exactly(4), b"ping");
     }
-    stop.store(true, Ordering::SeqCst);
+    drop(going);
     let fetched: usize = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
 
     assert!(fetched >= 8, "{fetched}");
@@ -302,10 +383,11 @@ fn reloads_under_load_lose_nothing() {
     assert_eq!(origin.heard().matches("GET /").count(), fetched);
 }
 
-/// Fetches over and over, half on new connections, each of which must succeed.
-fn fetch_until(gate: &Gate, stop: &AtomicBool) -> usize {
+/// Fetches over and over, half on new connections, each of which must succeed, while the test has `going`: it has it no
+/// longer when it failed, either.
+fn fetch_while(gate: &Gate, going: &Weak<()>) -> usize {
     let mut fetched = 0;
-    while !stop.load(Ordering::SeqCst) {
+    while going.strong_count() > 0 {
         let mut client = gate.client();
         for _ in 0..2 {
             assert_eq!(client.get("http://page.example/").text(), "welcome");
@@ -319,12 +401,12 @@ fn fetch_until(gate: &Gate, stop: &AtomicBool) -> usize {
 fn a_new_connection_never_sees_a_moment_without_rules() {
     let world = World::new();
     let gate = world.gate(allow_one("a.example", &[443])).start();
-    let stop = Arc::new(AtomicBool::new(false));
+    let going = Arc::new(());
     let gate = Arc::new(gate);
     let prober = std::thread::spawn({
-        let (gate, stop) = (Arc::clone(&gate), Arc::clone(&stop));
+        let (gate, going) = (Arc::clone(&gate), Arc::downgrade(&going));
         move || {
-            while !stop.load(Ordering::SeqCst) {
+            while going.strong_count() > 0 {
                 assert_eq!(gate.client().connect("never.example:443").status, 403);
                 assert_eq!(gate.client().connect("a.example:443").status, 502);
             }
@@ -334,6 +416,6 @@ fn a_new_connection_never_sees_a_moment_without_rules() {
     for round in 0..6 {
         gate.reload_with(&allow(&[("a.example", &[443]), (&format!("b{round}.example"), &[443])]));
     }
-    stop.store(true, Ordering::SeqCst);
+    drop(going);
     prober.join().unwrap();
 }
