@@ -232,6 +232,9 @@ fn on_other_ports_a_hello_must_match_and_anything_else_passes() {
     let mut client = gate.tunnel("db.example:5432");
     client.send_to_whom_it_may_concern(world.authority.hello("evil.example")).rest();
     assert_eq!(gate.reason("sni-mismatch")["verdict"], "deny");
+    let mut client = gate.tunnel("db.example:5432");
+    client.send_to_whom_it_may_concern(Bent::naming(&[b"db.example", b"evil.example"]).records(1000)).rest();
+    assert_eq!(gate.reason("sni-invalid")["verdict"], "deny");
     assert_eq!(origin.heard(), "not a hello");
 }
 
@@ -359,6 +362,20 @@ fn a_tunnel_to_80_carries_http_that_is_judged_request_by_request() {
 
     assert_eq!(gate.reason("host-field-mismatch")["verdict"], "deny");
     assert!(!origin.heard().contains("/b"), "{}", origin.heard());
+}
+
+#[test]
+fn a_request_in_a_tunnel_to_80_cannot_ask_for_another_host_by_its_url() {
+    let world = World::new();
+    let origin = world.http(NAME, page("welcome"));
+    let gate = world.gate(allow(&[(NAME, &[80]), ("other.example", &[80])])).start();
+    let mut client = gate.tunnel("pypi.example:80");
+
+    client.send("GET http://other.example/c HTTP/1.1\r\nHost: other.example\r\n\r\n");
+
+    assert_eq!(client.response().status, 400);
+    assert_eq!(gate.reason("host-field-mismatch")["verdict"], "deny");
+    assert_eq!(origin.connections(), 0);
 }
 
 #[test]

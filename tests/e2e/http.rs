@@ -529,6 +529,25 @@ fn one_connection_may_ask_for_one_host_after_another() {
 }
 
 #[test]
+fn what_is_sent_behind_a_body_is_a_request_of_its_own() {
+    let world = World::new();
+    let origin = world.http(NAME, page("files"));
+    let gate = world.gate(allow_one(NAME, &[80])).start();
+    let mut client = gate.client();
+
+    client.send(
+        "POST http://files.example/ HTTP/1.1\r\nHost: files.example\r\nContent-Length: 3\r\n\r\nabc\
+         GET http://evil.example/ HTTP/1.1\r\nHost: evil.example\r\n\r\n\
+         GET http://files.example/last HTTP/1.1\r\nHost: files.example\r\n\r\n",
+    );
+
+    let statuses = [client.response().status, client.response().status, client.response().status];
+    assert_eq!(statuses, [200, 403, 200]);
+    assert_eq!(gate.decision("evil.example")["reason"], "no-rule");
+    assert!(!origin.heard().contains("evil"), "{}", origin.heard());
+}
+
+#[test]
 fn a_kept_connection_to_an_origin_is_left_when_its_address_is_no_longer_taken() {
     let world = World::new();
     let _origins = (world.http("one.example", page("one")), world.http("two.example", page("two")));

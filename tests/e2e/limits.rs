@@ -162,6 +162,38 @@ fn a_request_body_meets_the_upload_limit_too() {
 }
 
 #[test]
+fn the_requests_of_one_connection_have_one_upload_limit() {
+    let world = World::new();
+    let origin = world.http("page.example", http(|request| Reply::text(format!("{}", request.body.len()))));
+    let gate = world.gate(allow_with("page.example", &[80], "max_upload: 1000")).start();
+    let (mut client, mut other) = (gate.client(), gate.client());
+    let request = format!(
+        "POST http://page.example/ HTTP/1.1\r\nHost: page.example\r\nContent-Length: 700\r\n\r\n{}",
+        "x".repeat(700)
+    );
+
+    assert_eq!(client.send(&request).response().text(), "700");
+    assert_eq!(client.send(&request).response().status, 403);
+
+    assert_eq!(gate.reason("upload-limit")["host"], "page.example");
+    assert_eq!(other.send(&request).response().text(), "700", "another connection has its own");
+    assert!(origin.received().iter().filter(|byte| **byte == b'x').count() < 2000);
+}
+
+#[test]
+fn a_requests_head_meets_the_upload_limit_too() {
+    let world = World::new();
+    let origin = world.http("page.example", page("welcome"));
+    let gate = world.gate(allow_with("page.example", &[80], "max_upload: 1000")).start();
+    let mut client = gate.client();
+
+    let response = client.get(&format!("http://page.example/{}", "a".repeat(2000)));
+
+    assert_eq!((response.status, gate.close("page.example")["reason"].as_str()), (403, Some("upload-limit")));
+    assert!(!origin.heard().contains("aaa"), "{}", origin.heard());
+}
+
+#[test]
 fn a_chunked_body_that_a_limit_cuts_off_does_not_look_whole_to_the_origin() {
     let world = World::new();
     let origin = world.http("page.example", http(|request| Reply::text(format!("{}", request.body.len()))));

@@ -108,3 +108,19 @@ fn program(calls: Calls, refuse: SeccompAction) -> Result<BpfProgram, FilterErro
         .and_then(BpfProgram::try_from)
         .map_err(FilterError::Unknown)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_refused_by_each_of_its_numbers() {
+        let calls = in_every_spelling(whole(&[libc::SYS_keyctl, libc::SYS_ioctl]));
+        let mut numbers = vec![libc::SYS_keyctl, libc::SYS_ioctl];
+        if cfg!(target_arch = "x86_64") {
+            numbers.extend([libc::SYS_keyctl, libc::SYS_ioctl, X32_IOCTL].map(|call| call | X32));
+        }
+        numbers.sort_unstable();
+        assert_eq!(calls.into_keys().collect::<Vec<_>>(), numbers);
+    }
+}

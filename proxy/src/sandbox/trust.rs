@@ -108,6 +108,8 @@ mod tests {
 
         fs::write(&list, "pypi.org\nevil.example\n").unwrap();
         assert!(!trusted.has(&Fingerprint::of(&files).unwrap()), "what it refers to counts as well");
+        fs::write(&list, "evil.org\n").unwrap();
+        assert!(!trusted.has(&Fingerprint::of(&files).unwrap()), "as many bytes, and others");
         fs::write(&list, "pypi.org\n").unwrap();
         assert!(trusted.has(&Fingerprint::of(&files).unwrap()));
         let elsewhere = folder.path().join("other.yaml");

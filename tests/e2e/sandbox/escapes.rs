@@ -96,6 +96,9 @@ fn a_namespace_inside_has_no_way_out_either() {
 #[test]
 fn the_gate_cannot_be_seen_touched_or_entered() {
     let Some(desk) = Desk::new() else { return };
+    let own = desk.sh("echo $$; exec readlink /proc/self").assert_done().stdout;
+    let own: Vec<&str> = own.split_whitespace().collect();
+    assert!(own.len() == 2 && own[0] == own[1], "numbers of another PID namespace: {own:?}");
     let seen = desk
         .sh("ls -d /proc/[0-9]* | wc -l; readlink /proc/1/ns/net /proc/self/ns/net | uniq | wc -l")
         .assert_done();
@@ -107,7 +110,7 @@ fn the_gate_cannot_be_seen_touched_or_entered() {
     desk.sh(&format!("nsenter --net=/proc/{outside}/ns/net true")).assert_failed();
     let environment =
         desk.sh("cat /proc/1/environ | tr '\\0' '\\n'; ls -l /proc/1/fd | grep -c socket").stdout;
-    assert!(environment.trim().ends_with('0'), "the first process holds a socket: {environment}");
+    assert_eq!(environment.trim(), "0", "the first process can be looked into, or holds a socket");
 }
 
 #[test]
@@ -330,6 +333,8 @@ fn memory_and_queues_are_not_shared_with_what_runs_outside() {
     desk.sh(&format!("echo inside > {path} && cat {path}")).assert_done();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "from outside");
     std::fs::remove_file(path).unwrap();
+    let outside = std::fs::read_link("/proc/self/ns/ipc").unwrap().display().to_string();
+    assert_ne!(desk.sh("readlink /proc/self/ns/ipc").assert_done().stdout.trim(), outside);
     let queues = desk.sh("grep mqueue /proc/self/mountinfo | tail -1; ls /dev/mqueue | wc -l").stdout;
     assert!(queues.trim().is_empty() || queues.trim().ends_with('0'), "{queues}");
 }
