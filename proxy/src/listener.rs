@@ -20,6 +20,7 @@ use crate::http::{self, After};
 use crate::metrics::ListenerMetrics;
 use crate::original;
 use crate::reject::{reject, turn_away};
+use crate::relay::turn;
 use crate::session::Session;
 use crate::transparent;
 use crate::tunnel::Tunnel;
@@ -133,6 +134,7 @@ impl Listener {
 
 fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client: SocketAddr) {
     listener.accepted(gate);
+    turn::light_work();
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let original = listener.original(gate, &stream);
     let place = if !listener.clients.contains(client.ip()) {

@@ -1,6 +1,7 @@
 //! The tunnel: bytes both ways until both ends are done, or somebody ends it.
 
 mod splice;
+pub mod turn;
 
 use std::future::poll_fn;
 use std::io;
@@ -23,10 +24,6 @@ pub use splice::Pause;
 
 /// Bytes that a direction carries by copying before it is spliced. Below that a pipe costs more than it saves.
 const SPLICED_BEHIND: usize = 1 << 20;
-
-/// Bytes that a direction moves before others have their turn: a millisecond or two. Without turns, one pull made the
-/// others wait for 80 to 600 ms; with turns of one pipe's content, eight pulls cost twice as much (bench/README.md).
-const TURN: usize = 4 << 20;
 
 /// How a tunnel ended.
 #[derive(Clone, Debug)]
@@ -87,8 +84,8 @@ pub fn relay<'t>(
     beginning: Option<Interlude<'t>>,
     flow: &'t Flow,
 ) -> impl Future<Output = Outcome> {
-    let up = Direction { copied: 0, interlude: beginning };
-    let down = Direction { copied: 0, interlude: None };
+    let up = Direction { copied: 0, in_turn: 0, interlude: beginning };
+    let down = Direction { copied: 0, in_turn: 0, interlude: None };
     let mut relay = Relay { client, origin, flow, up, down, closed: None };
     poll_fn(move |cx| relay.poll(cx))
 }
@@ -205,6 +202,8 @@ struct Lane<'t> {
 struct Direction<'t> {
     /// Bytes that were copied.
     copied: usize,
+    /// Those of them that belong to this turn, where many are.
+    in_turn: usize,
     /// What has to be over before more is read.
     interlude: Option<Interlude<'t>>,
 }
@@ -234,13 +233,30 @@ impl<'t> Direction<'t> {
                 Copied::Closed => return Poll::Ready(Ok(())),
                 Copied::Bytes(bytes, rest) => {
                     self.copied += bytes;
-                    let turn_is_over = self.copied % TURN < bytes;
+                    let turn_is_over = self.is_over(bytes);
                     if turn_is_over || !rest.is_none() {
                         self.interlude = Some(Box::pin(finish(to, rest, turn_is_over, way.writer())));
                     }
                 }
             }
         }
+    }
+}
+
+impl Direction<'_> {
+    /// Whether others are to have their turn, now that so many more bytes were copied.
+    fn is_over(&mut self, bytes: usize) -> bool {
+        if self.copied < SPLICED_BEHIND {
+            turn::light_work();
+            return false;
+        }
+        // There was no pipe to be had.
+        self.in_turn += bytes;
+        let over = turn::is_over(self.in_turn);
+        if over {
+            self.in_turn = 0;
+        }
+        over
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
 
-use super::{Outcome, TURN};
+use super::{Outcome, turn};
 use crate::readiness::writable;
 use crate::record::EndedBy;
 use crate::upload::Grant;
@@ -94,7 +94,7 @@ pub(super) async fn drain(
         empty(&pipe, to, bytes as usize).await.map_err(|_| Outcome::side(writer))?;
         stop.map_or(Ok(()), |reason: Reason| Err(Outcome::gate(reason)))?;
         moved += read;
-        if moved >= TURN {
+        if turn::is_over(moved) {
             moved = 0;
             yield_now().await;
         }
