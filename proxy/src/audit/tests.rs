@@ -289,9 +289,15 @@ async fn a_full_disk_denies_within_the_deadline_and_is_told_once() {
         assert_eq!(audit.write(line(number)).await, Err(AuditUnavailable));
     }
     assert!(!audit.is_writable());
-    assert!(audit.counts().write_errors >= 1);
+    // On a busy machine the sessions may have given up before the thread has tried.
+    let tried = async {
+        while audit.counts().write_errors == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, tried).await.unwrap();
     assert_eq!(audit.flush_and_close(SHORT).await, Err(Unflushed { records: 3 }));
-    assert_eq!(heard.text(&console).matches("cannot be written").count(), 1, "{}", heard.text(&console));
+    assert_eq!(heard.text(&console).matches("the audit file ").count(), 1, "{}", heard.text(&console));
     assert_eq!(Reason::from(AuditUnavailable), Reason::AuditUnavailable);
 }
 

@@ -1,8 +1,9 @@
 //! Flows that name nobody: an address decides, or the name for which this very client was told it.
 
-use outgate_tests::lab::{Heard, site};
+use outgate_tests::lab::{Heard, Lab, Place, site};
+use serde_json::json;
 
-use super::{Guarded, guarded};
+use super::{Guarded, POLICY, guarded, with_tags};
 
 /// Asserts that a connection came to nothing, by this reason.
 fn refused(hub: &Guarded, heard: &Heard, reason: &str) {
@@ -64,4 +65,27 @@ fn metadata_services_and_the_gates_own_listeners_are_out_of_reach() {
         assert!(!heard.text().contains("evil"), "{port}: {heard:?}");
     }
     hub.lab.capture().assert_only(&[]);
+}
+
+/// Another program's rules on the hub, or a router beside it, may send the gate's own connections back to it.
+#[test]
+fn a_connection_of_the_gate_that_comes_back_to_it_goes_round_no_second_time() {
+    let Some(lab) = Lab::start() else { return };
+    // The hub's own network is one of clients: nothing but the address itself tells the gate.
+    let gate = with_tags(lab.appliance(POLICY)).set("appliance.clients", json!(["10.0.0.0/8"])).start();
+    let port = gate.listener("tls").port();
+    lab.machine(Place::Hub).nft(&format!(
+        "table ip loop {{
+            chain output {{
+                type nat hook output priority -100
+                tcp dport 443 redirect to :{port}
+            }}
+        }}"
+    ));
+    lab.training().curl(&["-4", "https://ml.azure.com/whoami"]).assert_failed();
+    let looped = gate.reason("proxy-loop");
+    assert_eq!(looped["verdict"], "deny");
+    assert_eq!(gate.decision("ml.azure.com")["verdict"], "allow", "the way there was allowed");
+    let loops = gate.records().iter().filter(|record| record["reason"] == "proxy-loop").count();
+    assert_eq!(loops, 1);
 }
