@@ -112,13 +112,13 @@ pub async fn send_last(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::{Read, Write};
 
     use super::*;
 
     /// The gate's end of a connection, and the other.
-    async fn pair() -> (TcpStream, std::net::TcpStream) {
+    pub(crate) async fn pair() -> (TcpStream, std::net::TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         #[allow(clippy::disallowed_methods)]

@@ -125,14 +125,7 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
-
-    async fn pair() -> (TcpStream, std::net::TcpStream) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        #[allow(clippy::disallowed_methods)]
-        let outside = tokio::task::spawn_blocking(move || std::net::TcpStream::connect(address).unwrap());
-        (listener.accept().await.unwrap().0, outside.await.unwrap())
-    }
+    use crate::readiness::tests::pair;
 
     const SIDES: (EndedBy, EndedBy) = (EndedBy::Client, EndedBy::Origin);
 
