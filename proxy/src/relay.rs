@@ -241,9 +241,7 @@ impl<'t> Direction<'t> {
             }
         }
     }
-}
 
-impl Direction<'_> {
     /// Whether others are to have their turn, now that so many more bytes were copied.
     fn is_over(&mut self, bytes: usize) -> bool {
         if self.copied < SPLICED_BEHIND {

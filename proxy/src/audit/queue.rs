@@ -240,33 +240,45 @@ impl Shared {
         let Some(mut output) = queue.output.take() else { return Now::Busy };
         room.forget();
         self.queued_records.fetch_add(records as u64, Ordering::Relaxed);
-        let nothing_waits = queue.batch.is_written();
-        if !nothing_waits {
+        let mut batch = if queue.batch.is_written() {
+            drop(queue);
+            self.write_alone(&mut output, bytes, held, records, push)
+        } else {
             push(&mut queue.batch);
             let mut batch = queue.take_batch();
             drop(queue);
             self.write_once(&mut output, &mut batch);
-            return self.after(output, batch);
-        }
-        drop(queue);
-        // The usual case: what is written need not be copied before.
-        let count = output.write_promptly(bytes).inspect(|_| _ = self.writes.fetch_add(1, Ordering::Relaxed));
-        let mut batch = Batch::default();
-        if count.as_ref().is_ok_and(|count| *count == bytes.len()) {
-            self.queued_records.fetch_sub(records as u64, Ordering::Relaxed);
-            self.written.fetch_add(records as u64, Ordering::Relaxed);
-            self.room.add_permits(held as usize);
-        } else {
-            push(&mut batch);
-            self.acknowledge(batch.advance(count.unwrap_or(0)));
-        }
-        self.after(output, batch)
-    }
-
-    fn after(&self, output: Output, mut batch: Batch) -> Now {
+            batch
+        };
         let now = if batch.is_written() { Now::Written } else { Now::Begun(batch.tell_of_last()) };
         self.write_on(output, batch);
         now
+    }
+
+    /// Writes records that nothing waits before from where they are, and gives what is left of them as a batch.
+    fn write_alone(
+        &self,
+        output: &mut Output,
+        bytes: &[u8],
+        held: u32,
+        records: usize,
+        push: impl FnOnce(&mut Batch),
+    ) -> Batch {
+        let taken = output.write_promptly(bytes);
+        self.writes.fetch_add(u64::from(taken.is_ok()), Ordering::Relaxed);
+        let mut batch = Batch::default();
+        match taken {
+            Ok(count) if count == bytes.len() => {
+                self.queued_records.fetch_sub(records as u64, Ordering::Relaxed);
+                self.written.fetch_add(records as u64, Ordering::Relaxed);
+                self.room.add_permits(held as usize);
+            }
+            taken => {
+                push(&mut batch);
+                self.acknowledge(batch.advance(taken.unwrap_or(0)));
+            }
+        }
+        batch
     }
 
     /// Writes what sessions have begun to wait for meanwhile. Then gives the file back, and leaves to the writing thread
