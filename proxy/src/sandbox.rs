@@ -34,9 +34,10 @@ use anyhow::{Context, bail};
 use outgate_dns::server::{ServerSettings, Sockets as Lookups};
 use outgate_dns::{Resolver, ResolverSettings};
 use outgate_rules::{OwnAddresses, Reason, RuleSet};
+use rustix::process::Signal;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::audit::{Audit, AuditSettings, AuditTarget};
 use crate::config::{DnsAnswers, default_clients};
@@ -54,6 +55,10 @@ use plan::Plan;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is looked whether the command has ended, beside the signal that tells it.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often it is looked whether the command has stopped, after a signal that asks for it, and for how long: by then
+/// it has decided to go on.
+const LOOK_AT_STOP: Duration = Duration::from_millis(5);
+const DECISION: Duration = Duration::from_secs(2);
 /// How long flows may take to end behind the command, and records to be written.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -98,7 +103,7 @@ pub async fn run(run: Run) -> anyhow::Result<u8> {
     serve(&gate, sockets)?;
     handover::acknowledge(&mut inside).context("the sandbox has gone")?;
     drop(folder);
-    let code = signals.until_end(&mut child, pass_on).await?;
+    let code = signals.until_end(&mut child, command_inside).await?;
     finish(&gate).await;
     Ok(code)
 }
@@ -127,7 +132,7 @@ pub async fn run_by_proxy(run: Run) -> anyhow::Result<u8> {
     command.args(arguments);
     ask_to_use(&mut command, &format!("http://{address}"));
     let mut child = command.spawn().with_context(|| program.display().to_string())?;
-    let code = signals.until_end(&mut child, pass_on_directly).await?;
+    let code = signals.until_end(&mut child, |command| Held::open(command.id())).await?;
     finish(&gate).await;
     Ok(code)
 }
@@ -194,7 +199,7 @@ async fn taken(
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let pid = child.id();
     let mut taking = pin!(take_from(&listener, pid));
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match timeout(LOOK.min(Duration::from_millis(20)), &mut taking).await {
             Ok(Ok(taken)) => return Ok(Ok(taken)),
@@ -208,7 +213,7 @@ async fn taken(
         if let Some(status) = child.try_wait()? {
             return Ok(Err(inside::code(status)));
         }
-        if tokio::time::Instant::now() > deadline {
+        if Instant::now() > deadline {
             // What is left of it ends with us.
             _ = child.kill();
             bail!("the sandbox was not made within {} s", PATIENCE.as_secs());
@@ -273,6 +278,8 @@ struct Signals {
     quit: Option<tokio::signal::unix::Signal>,
     terminate: Option<tokio::signal::unix::Signal>,
     hangup: Option<tokio::signal::unix::Signal>,
+    /// The terminal's ^Z.
+    stop: Option<tokio::signal::unix::Signal>,
 }
 
 impl Signals {
@@ -288,27 +295,45 @@ impl Signals {
             quit: unless_ignored(SignalKind::quit())?,
             terminate: unless_ignored(SignalKind::terminate())?,
             hangup: unless_ignored(SignalKind::hangup())?,
+            stop: unless_ignored(SignalKind::from_raw(Signal::TSTP.as_raw()))?,
         })
     }
 
     /// Waits for the command's end. What the terminal sends, it sends to the command as well; what somebody sends to
     /// the gate alone is passed on.
+    ///
+    /// ^Z stops the gate behind the command, never before it: the shell that sees the gate stopped reads the terminal
+    /// again, and a command that still ran would take what is typed there.
     async fn until_end(
         &mut self,
         child: &mut Child,
-        pass_on: impl Fn(&Child, rustix::process::Signal),
+        command: impl Fn(&Child) -> Option<Held>,
     ) -> anyhow::Result<u8> {
+        let pass_on = |child: &Child, signal| {
+            if let Some(command) = command(child) {
+                command.send(signal);
+            }
+        };
+        let mut decision = None;
         loop {
             if let Some(status) = child.try_wait()? {
                 return Ok(inside::code(status));
+            }
+            decision = decision.filter(|end| Instant::now() < *end);
+            if decision.is_some() && command(child).is_some_and(|command| command.is_stopped()) {
+                decision = None;
+                rustix::process::kill_process(rustix::process::getpid(), Signal::STOP)?;
+                // Somebody has let the gate go on.
+                pass_on(child, Signal::CONT);
             }
             tokio::select! {
                 _ = self.child.recv() => {}
                 () = received(&mut self.interrupt) => {}
                 () = received(&mut self.quit) => {}
-                () = received(&mut self.terminate) => pass_on(child, rustix::process::Signal::TERM),
-                () = received(&mut self.hangup) => pass_on(child, rustix::process::Signal::HUP),
-                () = tokio::time::sleep(LOOK) => {}
+                () = received(&mut self.terminate) => pass_on(child, Signal::TERM),
+                () = received(&mut self.hangup) => pass_on(child, Signal::HUP),
+                () = received(&mut self.stop) => decision = Some(Instant::now() + DECISION),
+                () = sleep(if decision.is_some() { LOOK_AT_STOP } else { LOOK }) => {}
             }
         }
     }
@@ -330,33 +355,42 @@ fn ignored() -> io::Result<u64> {
         .ok_or_else(|| io::Error::other("/proc/self/status does not say what is ignored"))
 }
 
-/// Sends a signal to the command, which is the child of the first process, which is the child of the first stage.
-fn pass_on(stage: &Child, signal: rustix::process::Signal) {
-    let command = children(stage.id()).first().and_then(|first| held_child(*first));
-    if let Some(command) = command {
+/// A process held by its descriptor, so that no later one of the same number is meant.
+struct Held {
+    pid: u32,
+    descriptor: OwnedFd,
+}
+
+impl Held {
+    fn open(pid: u32) -> Option<Self> {
+        let number = rustix::process::Pid::from_raw(pid.cast_signed())?;
+        let descriptor = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()).ok()?;
+        Some(Self { pid, descriptor })
+    }
+
+    fn send(&self, signal: Signal) {
         // It may have ended in this moment.
-        _ = rustix::process::pidfd_send_signal(command, signal);
+        _ = rustix::process::pidfd_send_signal(&self.descriptor, signal);
+    }
+
+    /// Whether it is stopped, as by ^Z: the state in proc_pid_stat(5), behind the name in parentheses.
+    fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
     }
 }
 
-/// The first child of a process. By its descriptor no later process is meant, and it was a child when it was held.
-fn held_child(parent: u32) -> Option<OwnedFd> {
-    let child = children(parent).first().copied()?;
-    let pid = rustix::process::Pid::from_raw(child.cast_signed())?;
-    let held = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
-    children(parent).contains(&child).then_some(held)
+/// The command: the child of the first process, which is the child of the first stage.
+fn command_inside(stage: &Child) -> Option<Held> {
+    let first = children(stage.id()).first().copied()?;
+    let command = children(first).first().copied().and_then(Held::open)?;
+    // It was a child when it was held.
+    children(first).contains(&command.pid).then_some(command)
 }
 
 fn children(pid: u32) -> Vec<u32> {
     let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
-fn pass_on_directly(command: &Child, signal: rustix::process::Signal) {
-    // It has not been waited for: its number is its own.
-    if let Some(pid) = rustix::process::Pid::from_raw(command.id().cast_signed()) {
-        _ = rustix::process::kill_process(pid, signal);
-    }
 }
 
 /// The ports that rules name one by one, as many as one sandbox can have listeners for.

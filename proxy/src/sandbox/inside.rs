@@ -40,8 +40,6 @@ pub fn run(plan: &Plan, arguments: &[OsString], command: &[OsString]) -> anyhow:
     // Whatever the caller had open stays the caller's. The first process must not hold it either: the command would
     // find it below /proc/1.
     close_fds::set_fds_cloexec(3, &[]);
-    // They come from the terminal to all that stands in its foreground, and are for the command to answer.
-    [Signal::SIGINT, Signal::SIGQUIT].into_iter().collect::<SigSet>().thread_block()?;
     let mut gate = UnixStream::connect(&plan.handover).context("the gate has gone")?;
     enter_namespaces(plan.user)?;
     hide::separate()?;
@@ -49,14 +47,17 @@ pub fn run(plan: &Plan, arguments: &[OsString], command: &[OsString]) -> anyhow:
     hand_over(&mut gate, &sockets).context("the gate has gone")?;
     drop((gate, sockets));
     capabilities::keep_for_mounts().context("cannot keep what mounting needs")?;
-    let status = Command::new("/proc/self/exe")
+    let mut first = Command::new("/proc/self/exe")
         .arg("sandbox-first-process")
         .args(arguments)
         .arg("--")
         .args(command)
-        .status()
+        .spawn()
         .context("the sandbox's first process cannot start")?;
-    Ok(code(status))
+    // They come from the terminal to all that stands in its foreground, and are for the command to answer. Not before
+    // it is started, as it would have them blocked as well.
+    [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP].into_iter().collect::<SigSet>().thread_block()?;
+    Ok(code(first.wait().context("waiting for the sandbox's first process")?))
 }
 
 /// The kernel ends this process when the one that started it ends.
