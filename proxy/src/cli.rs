@@ -230,7 +230,7 @@ fn run_reload(reload: &Reload) -> Exit {
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Exit> {
-    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => Ok(runtime.block_on(future)),
         Err(error) => {
             say(&format_args!("outgate: the runtime cannot start: {error}"));

@@ -15,6 +15,7 @@ pub mod config;
 pub mod connect;
 pub mod console;
 pub mod control;
+pub mod cores;
 pub mod dial;
 pub mod flow;
 pub mod gate;

@@ -54,13 +54,11 @@ impl Way {
     }
 }
 
-/// A listener that is bound.
+/// A listener, at one socket or at several that share an address.
 #[derive(Debug)]
 pub struct Listener {
     /// What comes in there.
     way: Way,
-    /// The socket.
-    socket: TcpListener,
     /// Whom it serves.
     clients: PrefixSet,
     /// Counts its sessions.
@@ -70,29 +68,28 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// A listener at a socket that is bound.
+    /// A listener that serves these clients.
     #[must_use]
-    pub fn new(gate: &Gate, way: Way, clients: PrefixSet, socket: TcpListener) -> Self {
-        // What is accepted inherits it (tcp(7)). Small answers must not wait for one another; where this fails they do.
-        let _ = SockRef::from(&socket).set_tcp_nodelay(true);
+    pub fn new(gate: &Gate, way: Way, clients: PrefixSet) -> Self {
         Self {
             way,
-            socket,
             clients,
             metrics: gate.recorder.metrics().listener(way.name()),
             paused: AtomicBool::new(false),
         }
     }
 
-    /// Accepts connections until the gate drains. Each session runs on its own.
-    pub async fn run(self, gate: Arc<Gate>) {
-        let listener = Arc::new(self);
+    /// Accepts connections at a socket until the gate drains. Each session runs on its own, in the runtime in which it
+    /// was accepted.
+    pub async fn run(self: Arc<Self>, socket: TcpListener, gate: Arc<Gate>) {
+        // What is accepted inherits it (tcp(7)). Small answers must not wait for one another; where this fails they do.
+        let _ = SockRef::from(&socket).set_tcp_nodelay(true);
         let draining = gate.draining.clone();
         let accepting = async {
             loop {
-                match listener.socket.accept().await {
-                    Ok((stream, client)) => accept(&gate, &listener, stream, client),
-                    Err(error) => listener.pause(&gate, &error).await,
+                match socket.accept().await {
+                    Ok((stream, client)) => accept(&gate, &self, stream, client),
+                    Err(error) => self.pause(&gate, &error).await,
                 }
             }
         };

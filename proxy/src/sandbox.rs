@@ -124,8 +124,7 @@ pub async fn run_by_proxy(run: Run) -> anyhow::Result<u8> {
     let mut own = (*gate.own()).clone();
     own.listeners.push(address);
     gate.set_own(own);
-    let listener = Listener::new(&gate, Way::Proxy, default_clients(), socket);
-    tokio::spawn(listener.run(Arc::clone(&gate)));
+    listen(&gate, Way::Proxy, socket);
     let mut signals = Signals::new().context("signals")?;
     let Some((program, arguments)) = run.command.split_first() else { bail!("no command") };
     let mut command = Command::new(program);
@@ -240,8 +239,7 @@ async fn take_from(listener: &tokio::net::UnixListener, pid: u32) -> io::Result<
 /// Serves the sandbox's sockets, until the gate drains.
 fn serve(gate: &Arc<Gate>, sockets: Sockets) -> anyhow::Result<()> {
     for (way, socket) in sockets.tcp {
-        let listener = Listener::new(gate, way, default_clients(), TcpListener::from_std(socket)?);
-        tokio::spawn(listener.run(Arc::clone(gate)));
+        listen(gate, way, TcpListener::from_std(socket)?);
     }
     let answers = DnsAnswers::default();
     let settings = ServerSettings {
@@ -256,6 +254,11 @@ fn serve(gate: &Arc<Gate>, sockets: Sockets) -> anyhow::Result<()> {
     let lookups = Lookups::given(settings, vec![sockets.lookups], sockets.lookup_streams)?;
     gate.tasks.spawn(lookups.serve(gate.foundation()).run(gate.draining.clone()));
     Ok(())
+}
+
+fn listen(gate: &Arc<Gate>, way: Way, socket: TcpListener) {
+    let listener = Arc::new(Listener::new(gate, way, default_clients()));
+    tokio::spawn(listener.run(socket, Arc::clone(gate)));
 }
 
 /// The records of what is still open, before the gate goes.

@@ -11,8 +11,8 @@ use outgate_dns::ledger::Ledger;
 use outgate_dns::server::{Identity, ServerSettings, Sockets};
 use outgate_dns::{Resolver, ResolverSettings};
 use outgate_rules::{OwnAddresses, PrefixSet, Reason};
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpSocket};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -23,6 +23,7 @@ use crate::audit::Audit;
 use crate::config::{self, Config, DnsAnswers, DnsListen, DnsTls};
 use crate::console::Console;
 use crate::control::Control;
+use crate::cores::{self, Cores};
 use crate::gate::Gate;
 use crate::kernel::plan::Redirection;
 use crate::listener::{Listener, Way};
@@ -37,7 +38,7 @@ use crate::reload::{self, Reloader};
 use crate::systemd;
 
 /// Connections that the kernel keeps until they are accepted: what arrives in the moment of a reload.
-const BACKLOG: u32 = 4096;
+const BACKLOG: i32 = 4096;
 /// How long the last records, and the last lines on the terminal, may take to be written.
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long sessions may take to write their last records once their flows have been ended.
@@ -63,7 +64,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     if !compiled.diagnostics.is_empty() {
         console.notice(compiled.diagnostics.to_string());
     }
-    let Bound { listeners: bound, admin, control, dns } = Bound::new(&config)?;
+    let cores = Cores::start().context("threads to serve with")?;
+    let Bound { listeners: bound, admin, control, dns } = Bound::new(&config, cores.count())?;
     let resolver =
         Resolver::new(ResolverSettings { own: own_addresses(&config), ..config.resolver.clone() })?;
     let audit = Audit::open(config.audit.clone(), console.clone()).context("the audit file")?;
@@ -80,8 +82,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let state = Arc::new(GateState::new());
     let dns = dns.map(|sockets| sockets.serve(gate.foundation()));
     let mut listeners = Vec::new();
-    for (way, _, socket) in &bound {
-        listeners.push((way.name(), socket.local_addr()?));
+    for Shared { way, address, .. } in &bound {
+        listeners.push((way.name(), *address));
     }
     listeners.push(("admin", admin.local_addr()?));
     if let Some(dns) = &dns {
@@ -105,8 +107,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     }
     console.notice(started.clone());
     let mut accepting = JoinSet::new();
-    for (way, clients, socket) in bound {
-        accepting.spawn(Listener::new(&gate, way, clients, socket).run(Arc::clone(&gate)));
+    for Shared { way, clients, sockets, .. } in bound {
+        let listener = Arc::new(Listener::new(&gate, way, clients));
+        for (core, socket) in cores.each().zip(sockets) {
+            let socket = cores::waited_on_by(core, socket)?;
+            accepting.spawn_on(Arc::clone(&listener).run(socket, Arc::clone(&gate)), core);
+        }
     }
     let background = [
         tokio::spawn(admin::serve(admin, Arc::clone(&state), Arc::clone(&gate.recorder))),
@@ -194,22 +200,30 @@ async fn close(appliance: &Arc<Appliance>, listening: Option<Listening>, console
 
 /// Every socket that the gate listens on, bound before anything else is begun.
 struct Bound {
-    listeners: Vec<(Way, PrefixSet, TcpListener)>,
+    listeners: Vec<Shared>,
     admin: TcpListener,
     control: Control,
     dns: Option<Sockets>,
 }
 
+/// A listener's address, with a socket for each core.
+struct Shared {
+    way: Way,
+    clients: PrefixSet,
+    address: SocketAddr,
+    sockets: Vec<std::net::TcpListener>,
+}
+
 impl Bound {
-    fn new(config: &Config) -> anyhow::Result<Self> {
+    fn new(config: &Config, cores: usize) -> anyhow::Result<Self> {
         let proxy = [(Way::Proxy, &config.proxy)];
         let transparent = config.transparent.iter().map(|(way, listen)| (*way, listen));
         let bound = proxy.into_iter().chain(transparent).map(|(way, listen)| {
-            let socket = bind_for(way, listen.address, config.appliance.as_ref());
-            let socket = socket.with_context(|| {
+            let bound = bind_for(way, listen.address, config.appliance.as_ref(), cores);
+            let (address, sockets) = bound.with_context(|| {
                 format!("the {} listener cannot listen on {}", way.name(), listen.address)
             })?;
-            Ok((way, listen.clients.clone(), socket))
+            Ok(Shared { way, clients: listen.clients.clone(), address, sockets })
         });
         Ok(Self {
             listeners: bound.collect::<anyhow::Result<_>>()?,
@@ -255,37 +269,54 @@ async fn watch_expiries(reloader: Arc<Reloader>) {
     reloader.watch_expiries().await;
 }
 
-/// A socket for what comes in this way. Behind TPROXY it has to be transparent, which takes CAP_NET_ADMIN; without
+/// Sockets for what comes in this way. Behind TPROXY they have to be transparent, which takes CAP_NET_ADMIN; without
 /// it the listener still serves what REDIRECT or DNS send there.
-fn bind_for(way: Way, address: SocketAddr, appliance: Option<&config::Appliance>) -> io::Result<TcpListener> {
+fn bind_for(
+    way: Way,
+    address: SocketAddr,
+    appliance: Option<&config::Appliance>,
+    count: usize,
+) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
     let needed = appliance.is_some_and(|appliance| appliance.redirection == Redirection::Tproxy);
-    listening(address, |socket| match way {
+    let prepare = |socket: &Socket| match way {
         Way::Proxy => Ok(()),
-        Way::Tls | Way::Http | Way::Tcp => match original::make_transparent(socket, address.is_ipv4()) {
-            Err(error) if needed => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        },
-    })
+        Way::Tls | Way::Http | Way::Tcp => {
+            match original::make_transparent(&SockRef::from(socket), address.is_ipv4()) {
+                Err(error) if needed => Err(error),
+                Ok(()) | Err(_) => Ok(()),
+            }
+        }
+    };
+    // The first has the address to itself when it begins to listen, so that a second gate is told that it is taken.
+    let first = listening(address, prepare)?;
+    SockRef::from(&first).set_reuse_port(true)?;
+    let address = first.local_addr()?;
+    let beside = |socket: &Socket| prepare(socket).and_then(|()| socket.set_reuse_port(true));
+    let others = (1..count).map(|_| listening(address, beside));
+    let sockets = std::iter::once(Ok(first)).chain(others).collect::<io::Result<_>>()?;
+    Ok((address, sockets))
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    listening(address, |_| Ok(()))
+    TcpListener::from_std(listening(address, |_| Ok(()))?)
 }
 
 /// A listening socket that a restarted gate can bind at once, although old connections linger. An unspecified IPv6
 /// address stands for both families.
 fn listening(
     address: SocketAddr,
-    prepare: impl FnOnce(&SockRef<'_>) -> io::Result<()>,
-) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
+    prepare: impl FnOnce(&Socket) -> io::Result<()>,
+) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
-        SockRef::from(&socket).set_only_v6(false)?;
+        socket.set_only_v6(false)?;
     }
-    prepare(&SockRef::from(&socket))?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+    prepare(&socket)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// The last records, then the last lines.

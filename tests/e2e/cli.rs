@@ -193,6 +193,17 @@ fn a_listener_that_is_taken_is_named() {
     assert!(!status.success() && said.contains(&address), "{said}");
 }
 
+/// The sockets of one gate share their address with each other, and with nobody else of the same user.
+#[test]
+fn a_second_gate_does_not_share_the_address_of_the_first() {
+    let world = World::new();
+    let first = world.gate(NOTHING).start();
+    let address = first.proxy().to_string();
+    let (status, said) = world.gate(NOTHING).set("listen.proxy.address", address.clone()).start_in_vain();
+
+    assert!(!status.success() && said.contains(&address), "{said}");
+}
+
 #[test]
 fn a_gate_leaves_its_socket_behind_for_nobody() {
     let world = World::new();
