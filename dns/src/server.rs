@@ -31,6 +31,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use outgate_rules::{PrefixSet, RuleSet};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -172,15 +173,18 @@ impl Server {
         self.sockets.tls.as_ref().map(|(listener, _)| listener.local_addr()).transpose()
     }
 
-    /// Serves until `draining` is cancelled, then answers what was asked before and comes back.
-    pub async fn run(self, draining: CancellationToken) {
+    /// Serves until `draining` is cancelled, then answers what was asked before and comes back. Connections are served
+    /// in these runtimes by turns; in the one that calls, where there are none. Datagrams have threads of their own.
+    pub async fn run(self, draining: CancellationToken, runtimes: Vec<Handle>) {
         let Self { service, sockets } = self;
         let streams = TaskTracker::new();
         let start = |socket| datagrams::start(socket, Arc::clone(&service), draining.clone());
         let threads: Vec<oneshot::Receiver<()>> = sockets.datagrams.into_iter().map(start).collect();
-        let plain = streams::Listener::new(sockets.stream, Transport::Tcp, None, &service, &streams);
+        let runtimes = streams::Runtimes::new(runtimes);
+        let plain =
+            streams::Listener::new(sockets.stream, Transport::Tcp, None, &service, &streams, &runtimes);
         let tls = sockets.tls.map(|(listener, identity)| {
-            streams::Listener::new(listener, Transport::Tls, Some(identity), &service, &streams)
+            streams::Listener::new(listener, Transport::Tls, Some(identity), &service, &streams, &runtimes)
         });
         let over_tls = async {
             if let Some(tls) = tls {

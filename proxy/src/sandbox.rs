@@ -252,7 +252,7 @@ fn serve(gate: &Arc<Gate>, sockets: Sockets) -> anyhow::Result<()> {
         loops: None,
     };
     let lookups = Lookups::given(settings, vec![sockets.lookups], sockets.lookup_streams)?;
-    gate.tasks.spawn(lookups.serve(gate.foundation()).run(gate.draining.clone()));
+    gate.tasks.spawn(lookups.serve(gate.foundation()).run(gate.draining.clone(), Vec::new()));
     Ok(())
 }
 

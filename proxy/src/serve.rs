@@ -122,7 +122,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tokio::spawn(Arc::clone(&gate).keep_up()),
     ];
     if let Some(dns) = dns {
-        gate.tasks.spawn(dns.run(gate.draining.clone()));
+        gate.tasks.spawn(dns.run(gate.draining.clone(), cores.each().cloned().collect()));
     }
     let listening = match &appliance {
         Some(appliance) => Some(open(appliance, &gate).await?),

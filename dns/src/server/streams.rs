@@ -7,12 +7,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use outgate_rules::Reason;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -50,6 +52,28 @@ pub(super) struct Listener {
     service: Arc<Service>,
     places: Places,
     tasks: TaskTracker,
+    runtimes: Arc<Runtimes>,
+}
+
+/// The runtimes that connections are served in, one after the other: a handshake keeps a core busy.
+pub(super) struct Runtimes {
+    handles: Vec<Handle>,
+    next: AtomicUsize,
+}
+
+impl Runtimes {
+    /// At least the one that calls.
+    pub(super) fn new(mut handles: Vec<Handle>) -> Arc<Self> {
+        if handles.is_empty() {
+            handles.push(Handle::current());
+        }
+        Arc::new(Self { handles, next: AtomicUsize::new(0) })
+    }
+
+    fn next(&self) -> Option<&Handle> {
+        let count = self.next.fetch_add(1, Ordering::Relaxed);
+        count.checked_rem(self.handles.len()).and_then(|turn| self.handles.get(turn))
+    }
 }
 
 impl Listener {
@@ -59,9 +83,10 @@ impl Listener {
         identity: Option<Identity>,
         service: &Arc<Service>,
         tasks: &TaskTracker,
+        runtimes: &Arc<Runtimes>,
     ) -> Self {
-        let (service, tasks) = (Arc::clone(service), tasks.clone());
-        Self { socket, transport, identity, service, places: Places::new(), tasks }
+        let (service, tasks, runtimes) = (Arc::clone(service), tasks.clone(), Arc::clone(runtimes));
+        Self { socket, transport, identity, service, places: Places::new(), tasks, runtimes }
     }
 
     /// Accepts connections until `draining` is cancelled.
@@ -92,8 +117,10 @@ impl Listener {
         let asker = Asker { client, local: local.ip().to_canonical(), transport: self.transport };
         let (service, draining) = (Arc::clone(&self.service), draining.clone());
         let acceptor = self.identity.as_ref().map(|identity| TlsAcceptor::from(identity.config()));
-        self.tasks.spawn(async move {
+        let (Ok(stream), Some(runtime)) = (stream.into_std(), self.runtimes.next()) else { return };
+        let serving = async move {
             let _place = place;
+            let Ok(stream) = TcpStream::from_std(stream) else { return };
             // Either side may end a connection at any time, and a client that breaks the framing has.
             _ = match acceptor {
                 None => serve(stream, service, asker, draining).await,
@@ -103,7 +130,8 @@ impl Listener {
                     Err(_) => Ok(()),
                 },
             };
-        });
+        };
+        self.tasks.spawn_on(serving, runtime);
     }
 }
 

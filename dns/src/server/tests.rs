@@ -183,7 +183,7 @@ impl World {
         let server = Sockets::bind(settings).unwrap().serve(foundation);
         let (address, tls) = (server.address().unwrap(), server.tls_address().unwrap());
         let draining = CancellationToken::new();
-        let running = Some(tokio::spawn(server.run(draining.clone())));
+        let running = Some(tokio::spawn(server.run(draining.clone(), Vec::new())));
         Self { address, tls, upstream, told, rules, ledger, draining, running }
     }
 
