@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::answer::Answer;
 use crate::client::Client;
+use crate::dial::Speaker;
 use crate::gate::Gate;
 use crate::head;
 use crate::http::{self, After};
@@ -43,7 +44,9 @@ pub async fn serve(
             // Which of the two it will be, and so what is dialled, tells the client's first byte.
             FirstBytes::TlsOrHttp => Ok(Opening::Undecided(vetted)),
             wanted @ (FirstBytes::Tls | FirstBytes::Any) => {
-                vetted.dial(None).await.map(|dialled| Opening::Tunnel(dialled, wanted))
+                let is_spoken_to = wanted == FirstBytes::Tls || !client.ahead().is_empty();
+                let first = if is_spoken_to { Speaker::Client } else { Speaker::Either };
+                vetted.dial(first, None).await.map(|dialled| Opening::Tunnel(dialled, wanted))
             }
         }
     };
@@ -100,7 +103,7 @@ async fn tls_or_http(
     match client.first_byte(Instant::now() + gate.limits.head).await {
         Ok(TLS_HANDSHAKE) => {
             // The client has been told that the tunnel is open: a failure can only close it.
-            let dialled = vetted.dial(None).await.ok()?;
+            let dialled = vetted.dial(Speaker::Client, None).await.ok()?;
             return Tunnel::open(gate, client, dialled, FirstBytes::Tls).await;
         }
         Ok(_) => {

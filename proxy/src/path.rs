@@ -20,7 +20,7 @@ use outgate_rules::{
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use crate::dial;
+use crate::dial::{self, How, Speaker};
 use crate::flow::{Flow, OpenFlow};
 use crate::gate::Gate;
 use crate::record::{self, Decided};
@@ -166,17 +166,17 @@ impl Vetted {
         &self.permit
     }
 
-    /// Dials one of the addresses and opens the flow. `connection` counts what the client's connection has sent over
-    /// each rule, where it carries more than this flow.
+    /// Dials one of the addresses, on which `first` will speak first, and opens the flow. `connection` counts what the
+    /// client's connection has sent over each rule, where it carries more than this flow.
     ///
     /// # Errors
     /// Why none of them could be reached, or the upload limit that is used up already; recorded.
-    pub async fn dial(mut self, connection: Option<&Connection>) -> Result<Dialled, Denial> {
+    pub async fn dial(mut self, first: Speaker, connection: Option<&Connection>) -> Result<Dialled, Denial> {
         let started = Instant::now();
         let gate = Arc::clone(self.trail.gate());
         let addresses = std::mem::take(&mut self.addresses);
-        let source = gate.source_for(self.permit.client());
-        let dialled = dial::dial(addresses, source, gate.limits.dial).await;
+        let how = How { source: gate.source_for(self.permit.client()), first };
+        let dialled = dial::dial(addresses, how, gate.limits.dial).await;
         gate.recorder.metrics().dialed(started.elapsed());
         match dialled {
             Ok((origin, address)) => {

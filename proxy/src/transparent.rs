@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::answer::Answer;
 use crate::client::{BadHello, Client, NoHead, read_hello};
+use crate::dial::Speaker;
 use crate::gate::Gate;
 use crate::head::{self, BadHead};
 use crate::hello::ClientHello;
@@ -38,7 +39,7 @@ pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port
     let dialled = async {
         let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
         let vetted = wants_hello(vetted, hello.as_ref()).await?;
-        vetted.dial(None).await
+        vetted.dial(Speaker::Client, None).await
     };
     match dialled.await {
         Ok(dialled) => Some(pass(stream, ahead, dialled)),
@@ -87,7 +88,7 @@ pub async fn tcp(gate: &Arc<Gate>, session: &Session, client: Client) -> Option<
     let flow = flow(session, Kind::Tcp, &wanted, None);
     let dialled = async {
         let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
-        vetted.dial(None).await
+        vetted.dial(Speaker::Either, None).await
     };
     let dialled = dialled.await.ok()?;
     let wanted = FirstBytes::wanted(&dialled.permit);
@@ -105,7 +106,7 @@ async fn not_http(gate: &Arc<Gate>, session: &Session, client: Client, bad: BadH
     let asked = flow.asked.clone();
     let dialled = async {
         let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
-        wants_hello(vetted, None).await?.dial(None).await
+        wants_hello(vetted, None).await?.dial(Speaker::Either, None).await
     };
     match dialled.await {
         Ok(dialled) => {

@@ -19,6 +19,7 @@ use super::fields;
 use super::origin::{Origin, Unanswered};
 use super::wire::Shared;
 use crate::answer::Answer;
+use crate::dial::Speaker;
 use crate::flow::{Flow, OpenFlow};
 use crate::gate::Gate;
 use crate::head::{BodyLength, HostField, RequestHead, Target};
@@ -364,7 +365,8 @@ impl Exchanges {
     }
 
     async fn dial(&self, vetted: Vetted, destination: &Destination) -> Result<Ready, Denial> {
-        let Dialled { origin, address, flow, trail, .. } = vetted.dial(Some(&self.connection)).await?;
+        let Dialled { origin, address, flow, trail, .. } =
+            vetted.dial(Speaker::Client, Some(&self.connection)).await?;
         match Origin::new(origin, destination.clone(), address).await {
             Ok(origin) => Ok(Ready { origin, flow, trail, used: false }),
             Err(reason) => Err(fail(trail, reason).await),

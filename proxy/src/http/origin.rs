@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use super::body::Upload;
 use super::doorbell::Doorbell;
 use super::fields;
-use crate::dial::dial;
+use crate::dial::{How, Speaker, dial};
 use crate::flow::Flow;
 use crate::gate::Gate;
 
@@ -134,7 +134,8 @@ impl Origin {
     /// Takes the place of a connection that the origin has closed.
     pub(super) async fn dial_again(&mut self, gate: &Gate, client: IpAddr) -> Result<(), Reason> {
         let address = vec![self.address.clone()];
-        let (stream, address) = dial(address, gate.source_for(client), gate.limits.dial).await?;
+        let how = How { source: gate.source_for(client), first: Speaker::Client };
+        let (stream, address) = dial(address, how, gate.limits.dial).await?;
         *self = *Self::new(stream, self.destination.clone(), address).await?;
         Ok(())
     }
