@@ -1,6 +1,7 @@
 //! The client's side of a session: its stream, and the bytes of it that were read ahead.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::head::{BadHead, HeadScanner, MAX_HEAD, RequestHead};
 use crate::hello::{self, ClientHello, Hello, HelloError};
-use crate::readiness::{is_silent, leave_behind, read, read_early, readable, send_last, with_buffer};
+use crate::readiness::{is_silent, leave_behind, read, readable, send_last, with_buffer};
 
 /// How much is read at a time while a head or a hello is incomplete.
 const READ: usize = 8192;
@@ -21,6 +22,54 @@ const READ: usize = 8192;
 /// it before a reset does (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 64 * 1024;
+
+/// A connection that was just accepted, with what came along: a client that speaks first has often spoken by then. The
+/// runtime hears of it when it has to be waited for; one that has said all and is denied is never waited for. What that
+/// buys: two system calls and the runtime's part in them, a tenth of a denied hello (bench/README.md).
+#[derive(Debug)]
+pub struct Newcomer {
+    socket: std::net::TcpStream,
+    ahead: BytesMut,
+}
+
+impl Newcomer {
+    /// The connection, and what the client has said by now.
+    #[must_use]
+    pub fn new(socket: std::net::TcpStream) -> Self {
+        let mut ahead = BytesMut::new();
+        // An end or a failure comes again.
+        _ = keep(&mut ahead, |buffer| Ok(rustix::io::read(&socket, buffer)?));
+        Self { socket, ahead }
+    }
+
+    /// The hello that the client began with, if all of it is here.
+    #[must_use]
+    pub fn hello(&self) -> Option<ClientHello> {
+        match hello::Reader::default().read(&self.ahead) {
+            Hello::Found(hello) => Some(hello),
+            Hello::NotTls | Hello::Malformed(_) | Hello::NeedMore => None,
+        }
+    }
+
+    /// A client that can be waited for.
+    ///
+    /// # Errors
+    /// When the runtime cannot wait for another.
+    pub fn into_client(self) -> io::Result<Client> {
+        let Self { socket, ahead } = self;
+        Ok(Client { ahead, ..Client::new(TcpStream::from_std(socket)?) })
+    }
+
+    /// As [`Client::close_with_alert`].
+    pub async fn close_with_alert(self, alert: &[u8]) {
+        let left = unsaid(&self.socket, alert);
+        if let Some(left) = left
+            && let Ok(client) = self.into_client()
+        {
+            Box::pin(client.close_with(left)).await;
+        }
+    }
+}
 
 /// A client's stream. Bytes in `ahead` were read from it and come before what it still holds.
 #[derive(Debug)]
@@ -44,15 +93,6 @@ impl Client {
     #[must_use]
     pub fn new(stream: TcpStream) -> Self {
         Self { stream, ahead: BytesMut::new(), scanner: HeadScanner::default() }
-    }
-
-    /// The same, with what the client has said by now read ahead.
-    #[must_use]
-    pub fn with_early_bytes(stream: TcpStream) -> Self {
-        let mut client = Self::new(stream);
-        // An end or a failure comes again.
-        _ = keep(&mut client.ahead, |buffer| read_early(&client.stream, buffer));
-        client
     }
 
     /// Waits for a whole head, until `deadline`.
@@ -157,8 +197,7 @@ impl Client {
     /// Sends a TLS alert and closes. A client that has said no more than its hello waits for what it is told, and need
     /// not be listened to: that spares a turn of the event loop, a tenth of a denial.
     pub async fn close_with_alert(self, alert: &[u8]) {
-        let left = if leave_behind(&self.stream, alert) { &[] } else { alert };
-        if !left.is_empty() || !is_silent(&self.stream) {
+        if let Some(left) = unsaid(&self.stream, alert) {
             Box::pin(self.close_with(left)).await;
         }
     }
@@ -178,6 +217,13 @@ impl Client {
             }
         }
     }
+}
+
+/// Leaves an alert behind, to go with the end of the stream. What is still to be said to a client that has to be listened
+/// to, or could not be told; None where the stream can be closed.
+fn unsaid(to: impl AsFd, alert: &[u8]) -> Option<&[u8]> {
+    let left = if leave_behind(&to, alert) { &[] } else { alert };
+    (!left.is_empty() || !is_silent(&to)).then_some(left)
 }
 
 /// Waits for a whole ClientHello at the front of what a client sends, and leaves it in `ahead`. None if the

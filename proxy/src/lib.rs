@@ -17,6 +17,7 @@ pub mod console;
 pub mod control;
 pub mod cores;
 pub mod dial;
+pub mod entrance;
 pub mod flow;
 pub mod gate;
 pub mod head;

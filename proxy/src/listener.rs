@@ -1,19 +1,19 @@
 //! The listeners of the proxy: connections come in, within a budget, and become sessions.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use outgate_rules::{Port, PrefixSet, Reason};
+use outgate_rules::{PrefixSet, Reason};
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
-use crate::client::{Client, NoHead};
+use crate::client::{Client, Newcomer, NoHead};
 use crate::connect;
 use crate::dial::is_out_of_descriptors;
+use crate::entrance::Entrance;
 use crate::gate::Gate;
 use crate::head::Target;
 use crate::http::{self, After};
@@ -79,16 +79,17 @@ impl Listener {
         }
     }
 
-    /// Accepts connections at a socket until the gate drains. Each session runs on its own, in the runtime in which it
+    /// Accepts connections at one of its sockets until the gate drains. Each session runs on its own, in the runtime in which it
     /// was accepted.
-    pub async fn run(self: Arc<Self>, socket: TcpListener, gate: Arc<Gate>) {
+    pub async fn run(self: Arc<Self>, entrance: Entrance, gate: Arc<Gate>) {
         // What is accepted inherits it (tcp(7)). Small answers must not wait for one another; where this fails they do.
-        let _ = SockRef::from(&socket).set_tcp_nodelay(true);
+        let _ = SockRef::from(&entrance).set_tcp_nodelay(true);
+        let local = original::local_of_all(&entrance);
         let draining = gate.draining.clone();
         let accepting = async {
             loop {
-                match socket.accept().await {
-                    Ok((stream, client)) => accept(&gate, &self, stream, client),
+                match entrance.accept().await {
+                    Ok((stream, client)) => accept(&gate, &self, stream, client, local),
                     Err(error) => self.pause(&gate, &error).await,
                 }
             }
@@ -113,11 +114,18 @@ impl Listener {
     }
 
     /// Where the client was going, if that was not the gate itself.
-    fn original(&self, gate: &Gate, stream: &TcpStream) -> Option<SocketAddr> {
+    fn original(
+        &self,
+        gate: &Gate,
+        stream: &TcpStream,
+        client: SocketAddr,
+        local: Option<SocketAddr>,
+    ) -> Option<SocketAddr> {
         match self.way {
             Way::Proxy => None,
             Way::Tls | Way::Http | Way::Tcp => {
-                original::dialled(stream).ok().filter(|dialled| !gate.own().contains(*dialled))
+                let dialled = original::dialled(stream, client, local).ok();
+                dialled.filter(|dialled| !gate.own().contains(*dialled))
             }
         }
     }
@@ -129,11 +137,17 @@ impl Listener {
     }
 }
 
-fn accept(gate: &Arc<Gate>, listener: &Arc<Listener>, stream: TcpStream, client: SocketAddr) {
+fn accept(
+    gate: &Arc<Gate>,
+    listener: &Arc<Listener>,
+    stream: TcpStream,
+    client: SocketAddr,
+    local: Option<SocketAddr>,
+) {
     listener.accepted(gate);
     turn::light_work();
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    let original = listener.original(gate, &stream);
+    let original = listener.original(gate, &stream, client, local);
     let place = if !listener.clients.contains(client.ip()) {
         Err(Reason::ClientNotServed)
     } else if original.is_some() && gate.is_router && gate.own().interfaces.contains(&client.ip()) {
@@ -172,10 +186,15 @@ async fn open(
     stream: TcpStream,
     refused: Option<Reason>,
 ) -> Option<Box<Tunnel>> {
-    let client = if refused.is_none() { Client::with_early_bytes(stream) } else { Client::new(stream) };
+    let newcomer = Newcomer::new(stream);
+    if refused.is_none() && way == Way::Tls {
+        return transparent::tls(&gate, &session, newcomer).await;
+    }
+    // A connection that the runtime cannot wait for is closed.
+    let client = newcomer.into_client().ok()?;
     match (refused, way) {
         (None, Way::Proxy) => requests(&gate, &session, client).await,
-        (None, Way::Tls) => transparent::tls(&gate, &session, client, Port::HTTPS).await,
+        (None, Way::Tls) => None,
         (None, Way::Http) => transparent::http(&gate, &session, client).await,
         (None, Way::Tcp) => transparent::tcp(&gate, &session, client).await,
         (Some(reason), _) => {

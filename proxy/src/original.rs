@@ -1,24 +1,36 @@
 //! The original destination of a connection that was redirected here: where the client's packets were going.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 
 use socket2::SockRef;
-use tokio::net::TcpStream;
 
-/// Where the client dialled. Behind REDIRECT the kernel remembers it (`SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST`);
-/// behind TPROXY, and where nothing redirects, it is the connection's own local address.
+/// Where the client dialled. Behind REDIRECT the kernel remembers it (`SO_ORIGINAL_DST`, `IP6T_SO_ORIGINAL_DST`), and
+/// behind TPROXY it does as well where it tracks connections; else it is the connection's own local address, which is
+/// `local` where that is known.
 ///
 /// # Errors
 /// When the connection is gone.
-pub fn dialled(stream: &TcpStream) -> io::Result<SocketAddr> {
-    let local = stream.local_addr()?;
+pub fn dialled(stream: &TcpStream, client: SocketAddr, local: Option<SocketAddr>) -> io::Result<SocketAddr> {
     let socket = SockRef::from(stream);
-    let translated =
-        if local.ip().to_canonical().is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    let translated = if client.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     // Without connection tracking nothing was translated.
-    let dialled = translated.ok().and_then(|address| address.as_socket()).unwrap_or(local);
+    let dialled = match (translated.ok().and_then(|address| address.as_socket()), local) {
+        (Some(dialled), _) | (None, Some(dialled)) => dialled,
+        (None, None) => stream.local_addr()?,
+    };
     Ok(SocketAddr::new(dialled.ip().to_canonical(), dialled.port()))
+}
+
+/// The local address of all that a listener accepts, where it can be only one.
+#[must_use]
+pub fn local_of_all(listener: &impl AsFd) -> Option<SocketAddr> {
+    let socket = SockRef::from(listener);
+    let local = socket.local_addr().ok().and_then(|local| local.as_socket());
+    let local = local.filter(|local| !local.ip().is_unspecified())?;
+    let transparent = if local.is_ipv4() { socket.ip_transparent_v4() } else { socket.ip_transparent_v6() };
+    (!transparent.unwrap_or(true)).then_some(local)
 }
 
 /// Lets a socket have an address that is not this host's: to accept what TPROXY hands over, or to dial with a

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
@@ -62,21 +63,8 @@ pub fn read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Reads what came with the connection itself, where the runtime has not yet heard of it: a client that speaks first
-/// has often spoken by the time that it is accepted, and then a turn of the event loop is spared. 0 at the end of the
-/// stream.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_early(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    match read(from, buffer) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(rustix::io::read(from, buffer)?),
-        result => result,
-    }
-}
-
 /// Whether nothing is there to be read, not even the end of the stream.
-pub fn is_silent(from: &TcpStream) -> bool {
+pub fn is_silent(from: impl AsFd) -> bool {
     let mut byte = [0];
     let peeked = rustix::net::recv(from, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
     peeked.is_err_and(|error| io::Error::from(error).kind() == io::ErrorKind::WouldBlock)
@@ -84,7 +72,7 @@ pub fn is_silent(from: &TcpStream) -> bool {
 
 /// Hands all of a few last bytes to the kernel, which keeps them until the end of the stream goes with them. Says whether
 /// it took them.
-pub fn leave_behind(to: &TcpStream, bytes: &[u8]) -> bool {
+pub fn leave_behind(to: impl AsFd, bytes: &[u8]) -> bool {
     rustix::net::send(to, bytes, SendFlags::MORE | SendFlags::NOSIGNAL) == Ok(bytes.len())
 }
 
@@ -127,21 +115,6 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn what_came_with_the_connection_is_read_before_the_runtime_has_heard_of_it() {
-        let (stream, mut outside) = pair().await;
-        let mut buffer = [0; 4];
-        assert_eq!(read_early(&stream, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        outside.write_all(b"abc").unwrap();
-        assert_eq!(read_early(&stream, &mut buffer).unwrap(), 3);
-        outside.write_all(b"d").unwrap();
-        readable(&stream).await.unwrap();
-        assert_eq!(read(&stream, &mut buffer).unwrap(), 1);
-        outside.shutdown(Shutdown::Write).unwrap();
-        readable(&stream).await.unwrap();
-        assert_eq!(read_early(&stream, &mut buffer).unwrap(), 0);
-    }
-
-    #[tokio::test]
     async fn last_bytes_arrive_whole_and_before_the_end() {
         let large = vec![7; 8 << 20];
         for bytes in [&b""[..], b"alert", &large] {
@@ -171,7 +144,7 @@ pub(crate) mod tests {
         let (stream, mut outside) = pair().await;
         outside.write_all(b"a").unwrap();
         assert!(!is_silent(&stream));
-        assert_eq!(read_early(&stream, &mut [0]).unwrap(), 1);
+        assert_eq!(rustix::io::read(&stream, &mut [0][..]).unwrap(), 1);
         assert!(is_silent(&stream));
         drop(outside);
         assert!(!is_silent(&stream));

@@ -20,7 +20,7 @@ mod system_calls;
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -35,13 +35,13 @@ use outgate_dns::server::{ServerSettings, Sockets as Lookups};
 use outgate_dns::{Resolver, ResolverSettings};
 use outgate_rules::{OwnAddresses, Reason, RuleSet};
 use rustix::process::Signal;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::audit::{Audit, AuditSettings, AuditTarget};
 use crate::config::{DnsAnswers, default_clients};
 use crate::console::Console;
+use crate::entrance::Entrance;
 use crate::gate::{Gate, Limits};
 use crate::listener::{Listener, Way};
 use crate::metrics::Metrics;
@@ -119,12 +119,12 @@ pub async fn run_by_proxy(run: Run) -> anyhow::Result<u8> {
                       look at HTTPS_PROXY goes out as it likes";
         gate.recorder.console().notice(notice);
     }
-    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("the proxy")?;
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("the proxy")?;
     let address = socket.local_addr()?;
     let mut own = (*gate.own()).clone();
     own.listeners.push(address);
     gate.set_own(own);
-    listen(&gate, Way::Proxy, socket);
+    listen(&gate, Way::Proxy, socket)?;
     let mut signals = Signals::new().context("signals")?;
     let Some((program, arguments)) = run.command.split_first() else { bail!("no command") };
     let mut command = Command::new(program);
@@ -239,7 +239,7 @@ async fn take_from(listener: &tokio::net::UnixListener, pid: u32) -> io::Result<
 /// Serves the sandbox's sockets, until the gate drains.
 fn serve(gate: &Arc<Gate>, sockets: Sockets) -> anyhow::Result<()> {
     for (way, socket) in sockets.tcp {
-        listen(gate, way, TcpListener::from_std(socket)?);
+        listen(gate, way, socket)?;
     }
     let answers = DnsAnswers::default();
     let settings = ServerSettings {
@@ -256,9 +256,10 @@ fn serve(gate: &Arc<Gate>, sockets: Sockets) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn listen(gate: &Arc<Gate>, way: Way, socket: TcpListener) {
+fn listen(gate: &Arc<Gate>, way: Way, socket: TcpListener) -> io::Result<()> {
     let listener = Arc::new(Listener::new(gate, way, default_clients()));
-    tokio::spawn(listener.run(socket, Arc::clone(gate)));
+    tokio::spawn(listener.run(Entrance::new(socket)?, Arc::clone(gate)));
+    Ok(())
 }
 
 /// The records of what is still open, before the gate goes.

@@ -110,8 +110,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     for Shared { way, clients, sockets, .. } in bound {
         let listener = Arc::new(Listener::new(&gate, way, clients));
         for (core, socket) in cores.each().zip(sockets) {
-            let socket = cores::waited_on_by(core, socket)?;
-            accepting.spawn_on(Arc::clone(&listener).run(socket, Arc::clone(&gate)), core);
+            let entrance = cores::entrance_at(core, socket)?;
+            accepting.spawn_on(Arc::clone(&listener).run(entrance, Arc::clone(&gate)), core);
         }
     }
     let background = [

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::answer::Answer;
-use crate::client::{BadHello, Client, NoHead, read_hello};
+use crate::client::{BadHello, Client, Newcomer, NoHead, read_hello};
 use crate::dial::Speaker;
 use crate::gate::Gate;
 use crate::head::{self, BadHead};
@@ -25,23 +25,34 @@ use crate::reject::reject;
 use crate::session::Session;
 use crate::tunnel::{ACCESS_DENIED, FirstBytes, TLS_HANDSHAKE, Tunnel};
 
-/// Serves a flow that begins with a TLS hello. `port` is the one that it is for where the client dialled the gate.
-pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port) -> Option<Box<Tunnel>> {
+/// Serves a flow that should begin with a TLS hello, which may have come along with the connection.
+pub async fn tls(gate: &Arc<Gate>, session: &Session, newcomer: Newcomer) -> Option<Box<Tunnel>> {
+    let Some(hello) = newcomer.hello() else {
+        // A connection that the runtime cannot wait for is closed.
+        return hello_of(gate, session, newcomer.into_client().ok()?, Port::HTTPS).await;
+    };
+    match dial(gate, session, Port::HTTPS, Ok(Some(hello))).await {
+        Ok(dialled) => {
+            let (stream, ahead) = newcomer.into_client().ok()?.into_parts();
+            Some(pass(stream, ahead, dialled))
+        }
+        Err(_) => {
+            newcomer.close_with_alert(ACCESS_DENIED).await;
+            None
+        }
+    }
+}
+
+/// Waits for the TLS hello that a flow should begin with, and serves it. `port` is the one that it is for where the
+/// client dialled the gate.
+async fn hello_of(gate: &Arc<Gate>, session: &Session, client: Client, port: Port) -> Option<Box<Tunnel>> {
     let (stream, mut ahead) = client.into_parts();
     let hello = read_hello(&stream, &mut ahead, deadline(gate, session)).await;
     if ahead.is_empty() && session.original.is_none() {
         // A probe: it went nowhere and wanted nothing.
         return None;
     }
-    let wanted = intercepted(session, port, seen(&hello));
-    let hello = hello.ok().flatten();
-    let flow = flow(session, Kind::Tls, &wanted, hello.as_ref());
-    let dialled = async {
-        let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
-        let vetted = wants_hello(vetted, hello.as_ref()).await?;
-        vetted.dial(Speaker::Client, None).await
-    };
-    match dialled.await {
+    match dial(gate, session, port, hello).await {
         Ok(dialled) => Some(pass(stream, ahead, dialled)),
         Err(_) => {
             turn_away(stream, &ahead).await;
@@ -50,11 +61,25 @@ pub async fn tls(gate: &Arc<Gate>, session: &Session, client: Client, port: Port
     }
 }
 
+/// The way to an origin of a flow that began with this hello.
+async fn dial(
+    gate: &Arc<Gate>,
+    session: &Session,
+    port: Port,
+    hello: Result<Option<ClientHello>, BadHello>,
+) -> Result<Dialled, Denial> {
+    let wanted = intercepted(session, port, seen(&hello));
+    let hello = hello.ok().flatten();
+    let flow = flow(session, Kind::Tls, &wanted, hello.as_ref());
+    let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
+    wants_hello(vetted, hello.as_ref()).await?.dial(Speaker::Client, None).await
+}
+
 /// Serves a flow to port 80: requests, each decided on its own; or TLS, as some clients speak it there.
 pub async fn http(gate: &Arc<Gate>, session: &Session, mut client: Client) -> Option<Box<Tunnel>> {
     let deadline = deadline(gate, session);
     match client.first_byte(deadline).await {
-        Ok(TLS_HANDSHAKE) => return tls(gate, session, client, Port::HTTP).await,
+        Ok(TLS_HANDSHAKE) => return hello_of(gate, session, client, Port::HTTP).await,
         Ok(_) => {}
         Err(_) if session.original.is_none() => return None,
         Err(bad) => return not_http(gate, session, client, Reason::from(bad).into()).await,
