@@ -5,7 +5,7 @@
 //!
 //! The life of a question is in [`resolver`]. What decides is pure and takes the time as an argument: [`filter`]
 //! (what of an upstream's message is kept), [`cache`], [`special`], [`hosts`] and [`upstream::health`]; packets
-//! are sent in one file, `upstream/exchange.rs`.
+//! are sent in one place, `upstream/exchange`.
 #![forbid(unsafe_code)]
 
 mod bounded;

@@ -1,6 +1,8 @@
 //! The resolver against scripted upstreams on loopback.
 
 use std::collections::HashSet;
+use std::pin::Pin;
+use std::task::Poll;
 
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
@@ -9,6 +11,7 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use super::*;
 use crate::testing::{dial_permit, lines, lookup_permit, name, question, record, response};
+use crate::upstream::exchange::sockets::Keeper;
 
 const POLICY: &str = "outbound_rules:
   - {name: all, type: fqdn, destination: '*.example'}
@@ -214,16 +217,55 @@ async fn a_second_question_is_answered_from_the_cache() {
 
 #[tokio::test]
 async fn every_query_has_an_id_and_a_port_of_its_own() {
+    for keeps in [false, true] {
+        let keeper = keeps.then(Keeper::new);
+        let upstream = Scripted::start(honest).await;
+        let resolver = resolver(&[upstream.upstream()]);
+        for i in 0..16 {
+            ask(&resolver, &format!("a{i}.example"), TYPE_A).await;
+        }
+        let asked = upstream.asked();
+        let ports: HashSet<u16> = asked.iter().map(|asked| asked.port).collect();
+        let ids: HashSet<u16> = asked.iter().map(|asked| asked.message.metadata.id).collect();
+        // One coincidence is likelier than it seems; that half of them coincide is not.
+        assert!(ports.len() > 8 && ids.len() > 8, "{ports:?} {ids:?}");
+        assert!(keeper.is_none_or(|keeper| !keeper.is_empty()), "a socket is kept for the next");
+    }
+}
+
+#[tokio::test]
+async fn who_asks_the_upstreams_answers_those_who_ask_the_same_meanwhile() {
     let upstream = Scripted::start(honest).await;
     let resolver = resolver(&[upstream.upstream()]);
-    for i in 0..16 {
-        ask(&resolver, &format!("a{i}.example"), TYPE_A).await;
+    let permit = lookup_permit(POLICY, "a.example");
+    let here = || resolver.answer_here(&permit, TYPE_A);
+    let (one, two, three) = tokio::join!(here(), here(), resolver.answer(&permit, TYPE_A));
+    for answer in [one, two, three] {
+        assert_eq!(addresses(&answer), ["9.9.9.9"]);
+        assert_eq!(answer.from, AnsweredBy::Upstream(upstream.address));
     }
-    let asked = upstream.asked();
-    let ports: HashSet<u16> = asked.iter().map(|asked| asked.port).collect();
-    let ids: HashSet<u16> = asked.iter().map(|asked| asked.message.metadata.id).collect();
-    // One coincidence is likelier than it seems; that half of them coincide is not.
-    assert!(ports.len() > 8 && ids.len() > 8, "{ports:?} {ids:?}");
+    assert_eq!(upstream.asked().len(), 1);
+    assert_eq!(resolver.state().in_flight, 0);
+}
+
+#[tokio::test]
+async fn who_stops_asking_leaves_nobody_waiting() {
+    let upstream = Scripted::start(|_| Vec::new()).await;
+    let resolver = resolver(&[upstream.upstream()]);
+    let permit = lookup_permit(POLICY, "a.example");
+    let mut asks = Box::pin(resolver.answer_here(&permit, TYPE_A));
+    assert!(waits_still(&mut asks).await);
+    let mut waits = Box::pin(resolver.answer(&permit, TYPE_A));
+    assert!(waits_still(&mut waits).await);
+    drop(asks);
+    let answer = timeout(Duration::from_secs(1), waits).await.unwrap();
+    assert_eq!(answer.rcode, Rcode::ServFail);
+    assert_eq!(resolver.state().in_flight, 0);
+}
+
+/// Whether a future waits when it is looked at once.
+async fn waits_still<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context).is_pending())).await
 }
 
 #[tokio::test]

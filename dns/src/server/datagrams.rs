@@ -22,6 +22,7 @@ use super::batch::{BATCH, Inbox, Outbox, Received, forbid_fragments};
 use super::service::{Asker, Moment, Service, Step};
 use super::slow::Way;
 use crate::event::{Answered, Transport};
+use crate::upstream::exchange::sockets::Keeper;
 
 /// How long to rest after a socket failed in a way that is not about one datagram.
 const REST: Duration = Duration::from_millis(50);
@@ -61,6 +62,7 @@ async fn run(
     let mut inbox = Inbox::new(&port.socket, bound)?;
     let mut outbox = Outbox::new();
     let mut again = Again::new();
+    let keeper = Keeper::new();
     let mut idle = pin!(sleep(IDLE));
     loop {
         tokio::select! {
@@ -77,7 +79,10 @@ async fn run(
             }
             () = port.finished.wake.notified() => {}
             () = draining.cancelled() => break,
-            () = &mut idle, if !again.is_empty() => again.forget(),
+            () = &mut idle, if !(again.is_empty() && keeper.is_empty()) => {
+                again.forget();
+                keeper.forget();
+            }
         }
         port.send_off(&mut outbox).await;
     }
@@ -151,7 +156,8 @@ impl Port {
                 }
                 Step::GoOn(errand) => {
                     let reply = Reply { finished: Arc::clone(&self.finished), to: *received };
-                    self.tasks.spawn(errand.run(Arc::clone(&self.service), reply));
+                    // A task that holds it would be moved, two kilobytes each time, on the way to its place.
+                    self.tasks.spawn(Box::pin(errand.run(Arc::clone(&self.service), reply)));
                 }
             }
         }
@@ -215,6 +221,8 @@ struct Reply {
 }
 
 impl Way for Reply {
+    const TO_THE_END: bool = true;
+
     async fn answer(self, service: &Service, event: &Answered, reply: Vec<u8>) {
         service.observer.answered(event);
         let mut replies = self.finished.replies.lock().unwrap_or_else(PoisonError::into_inner);

@@ -39,6 +39,9 @@ const MINIMAL_ANY_TTL: u32 = 60;
 
 /// How an errand's reply gets to who asked.
 pub(super) trait Way: Send + 'static {
+    /// Whether an errand goes on to its end, whatever becomes of the client.
+    const TO_THE_END: bool;
+
     /// Tells of the answer, and sees to it that the reply is sent once that is on record. What cannot be sent is lost.
     fn answer(self, service: &Service, event: &Answered, reply: Vec<u8>) -> impl Future<Output = ()> + Send;
 }
@@ -91,8 +94,8 @@ impl Errand {
     }
 
     /// Does what is left to do, and answers by `way`.
-    pub(super) async fn run(self: Box<Self>, service: Arc<Service>, way: impl Way) {
-        let outcome = self.outcome(&service).await;
+    pub(super) async fn run<W: Way>(self: Box<Self>, service: Arc<Service>, way: W) {
+        let outcome = self.outcome::<W>(&service).await;
         let reply = match self.task {
             Task::LookUp { .. } => self.write(&outcome),
             Task::MinimalAny { .. } | Task::Fault { .. } => self.build(&outcome),
@@ -104,11 +107,15 @@ impl Errand {
         }
     }
 
-    async fn outcome(&self, service: &Service) -> Outcome {
+    async fn outcome<W: Way>(&self, service: &Service) -> Outcome {
         let verdict = self.verdict.clone();
         match &self.task {
             Task::LookUp { permit, name, record_type } => {
-                let answer = service.resolver.answer(permit, *record_type).await;
+                let answer = if W::TO_THE_END {
+                    service.resolver.answer_here(permit, *record_type).await
+                } else {
+                    service.resolver.answer(permit, *record_type).await
+                };
                 service.outcome(name, *record_type, answer, verdict, self.asker, self.since)
             }
             Task::MinimalAny { name } => {

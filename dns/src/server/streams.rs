@@ -274,6 +274,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 }
 
 impl Way for Reply {
+    const TO_THE_END: bool = false;
+
     async fn answer(self, service: &Service, event: &Answered, reply: Vec<u8>) {
         if let Some(room) = service.tell(event) {
             room.await;

@@ -5,24 +5,25 @@
 //! few such datagrams somebody is guessing, and the question goes over TCP. Nothing here has a deadline: the caller
 //! gives one to the whole exchange, and to drop it closes what it opened.
 
+pub(crate) mod sockets;
+
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
 use super::health::Health;
 use super::{Transport, Upstream};
 use crate::question::{Edns, LetterCase, Question};
+use sockets::Connected;
 
 /// Datagrams that do not answer the question before it is asked over TCP: more than a late answer or two.
 const MAX_FOREIGN: usize = 4;
@@ -153,12 +154,15 @@ async fn over_udp(
     edns: Edns,
     case: &LetterCase,
 ) -> Result<Option<Message>, ExchangeError> {
-    let socket = udp(upstream)?;
+    let socket = Connected::to(upstream)?;
     let id = rand::random::<u16>();
     socket.send(&question.to_wire(id, edns, case)).await?;
     for _ in 0..MAX_FOREIGN {
         match receive(&socket, |datagram| read(datagram, question, id, case)).await? {
-            Received::Answer(message) => return Ok(Some(*message)),
+            Received::Answer(message) => {
+                socket.done();
+                return Ok(Some(*message));
+            }
             Received::Unusable => return Ok(None),
             Received::Foreign => {}
         }
@@ -196,11 +200,11 @@ thread_local! {
 }
 
 /// Waits for a datagram, and reads it.
-async fn receive<T>(socket: &UdpSocket, read: impl Fn(&[u8]) -> T) -> io::Result<T> {
+async fn receive<T>(socket: &Connected, read: impl Fn(&[u8]) -> T) -> io::Result<T> {
     loop {
         socket.readable().await?;
         let received = BUFFER.with_borrow_mut(|buffer| {
-            let length = socket.try_recv(buffer)?;
+            let length = socket.try_receive(buffer)?;
             Ok(read(buffer.get(..length).unwrap_or_default()))
         });
         match received {
@@ -233,16 +237,6 @@ async fn over_connection(
     let message = Message::from_vec(&reply).map_err(|_| ExchangeError::NoAnswer)?;
     let usable = question.is_answered_by(id, &message) && !message.metadata.truncation;
     if usable { Ok(message) } else { Err(ExchangeError::NoAnswer) }
-}
-
-/// A socket with a random port of the system's choice, which hears `upstream` alone. It is connected without being
-/// bound first: the kernel chooses the port in the same way, one call earlier.
-fn udp(upstream: SocketAddr) -> io::Result<UdpSocket> {
-    let family = if upstream.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(family, SockType::Datagram, flags, None)?;
-    connect(socket.as_raw_fd(), &SockaddrStorage::from(upstream))?;
-    UdpSocket::from_std(socket.into())
 }
 
 #[allow(clippy::disallowed_methods, reason = "the one place that connects to an upstream resolver")]
