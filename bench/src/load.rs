@@ -8,13 +8,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::net::RecvFlags;
+use rustix::process::nice;
 use socket2::{Domain, Socket, Type};
 
-use crate::origin::{ANSWER, ECHO, RESPONSE, SINK, SOURCE};
+use crate::origin::{ANSWER, ECHO, PULLING, RESPONSE, SINK, SOURCE};
 
 /// How long one wait of a client may take: far above what a proxy needs, so that one that hangs is a failure and
 /// not a stand-still.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long clients that begin at fixed times take to get ready.
+pub const BEFORE: Duration = Duration::from_millis(50);
 /// Bytes of a ClientHello, as most libraries pad it.
 const HELLO: usize = 517;
 /// Bytes that bulk clients move at a time.
@@ -102,7 +105,7 @@ pub struct Timed {
     pub times: Vec<Duration>,
     /// How many did not.
     pub failures: u64,
-    /// How many were done before the time was over.
+    /// How many were done between the times that were given.
     pub in_time: u64,
 }
 
@@ -138,9 +141,16 @@ impl Load {
     /// that had to wait. At most `clients` are under way.
     #[must_use]
     pub fn fixed_rate(&self, rate: u64, clients: usize, time: Duration) -> Timed {
+        self.fixed_rate_after(rate, clients, Duration::ZERO, time)
+    }
+
+    /// The same, in which operations that are done before `warm` is over do not count as done in time: at first there
+    /// are as many under way as there are clients, and none of them is done.
+    #[must_use]
+    pub fn fixed_rate_after(&self, rate: u64, clients: usize, warm: Duration, time: Duration) -> Timed {
+        let time = warm + time;
         let (next, failures, in_time) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        let (total, begin) =
-            (rate * time.as_millis() as u64 / 1000, Instant::now() + Duration::from_millis(50));
+        let (total, begin) = (rate * time.as_millis() as u64 / 1000, Instant::now() + BEFORE);
         let mut times: Vec<Duration> = thread::scope(|scope| {
             let handles: Vec<_> = (0..clients)
                 .map(|number| {
@@ -161,7 +171,8 @@ impl Load {
                             match client.operation() {
                                 Ok(()) => {
                                     times.push(due.elapsed());
-                                    in_time.fetch_add(u64::from(begin.elapsed() <= time), Ordering::Relaxed);
+                                    let counts = (warm..=time).contains(&begin.elapsed());
+                                    in_time.fetch_add(u64::from(counts), Ordering::Relaxed);
                                 }
                                 Err(_) => drop(failures.fetch_add(1, Ordering::Relaxed)),
                             }
@@ -184,6 +195,8 @@ impl Load {
             for mut stream in tunnels {
                 let (moved, over) = (&moved, &over);
                 scope.spawn(move || -> io::Result<()> {
+                    // The cores of the load are few: it is the proxy that is to be fair, not they.
+                    let _ = nice(PULLING);
                     let mut buffer = vec![0_u8; CHUNK];
                     stream.write_all(&[SOURCE])?;
                     while !over.load(Ordering::Relaxed) {

@@ -11,6 +11,7 @@ use std::thread;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::net::RecvFlags;
+use rustix::process::nice;
 
 /// The answer to a ClientHello.
 pub const ANSWER: [u8; 128] = [22; 128];
@@ -23,6 +24,9 @@ pub const ECHO: u8 = b'E';
 pub const SINK: u8 = b'S';
 /// Behind a hello: send until the other side has enough.
 pub const SOURCE: u8 = b'D';
+
+/// How far threads that move bulk step back behind those that open tunnels.
+pub const PULLING: i32 = 10;
 
 const CHUNK: usize = 256 * 1024;
 const EVENTS: usize = 256;
@@ -126,13 +130,13 @@ impl Worker {
             return Ok(());
         }
         let Some(mut connection) = self.connections.remove(&key) else { return Ok(()) };
-        let source_before = matches!(connection.stage, Stage::Source);
         if let Ok(true) = connection.advance(&mut self.buffer, &self.sunk) {
-            if !source_before && matches!(connection.stage, Stage::Source) {
-                let flags = EventFlags::IN | EventFlags::OUT;
-                epoll::modify(&self.poll, &connection.stream, EventData::new_u64(key), flags)?;
+            if matches!(connection.stage, Stage::Source) {
+                epoll::delete(&self.poll, &connection.stream)?;
+                thread::spawn(move || source(connection.stream));
+            } else {
+                self.connections.insert(key, connection);
             }
-            self.connections.insert(key, connection);
         }
         Ok(())
     }
@@ -154,11 +158,7 @@ impl Connection {
                 sunk.fetch_add(read as u64, Ordering::Relaxed);
                 return Ok(read > 0);
             }
-            Stage::Source => {
-                self.stream.write_all(buffer)?;
-                return Ok(true);
-            }
-            Stage::Hello(_) | Stage::Told | Stage::Echo | Stage::Http(_) => {}
+            Stage::Hello(_) | Stage::Told | Stage::Echo | Stage::Source | Stage::Http(_) => {}
         }
         let read = self.stream.read(buffer)?;
         if read == 0 {
@@ -196,6 +196,17 @@ impl Connection {
             Stage::Sink | Stage::Source => {}
         }
         Ok(())
+    }
+}
+
+/// Sends until the other side has enough, in a thread of its own: who opens a tunnel meanwhile does not wait for the
+/// origin, and the scheduler prefers those who answer and are done.
+fn source(mut stream: TcpStream) -> io::Result<()> {
+    let _ = nice(PULLING);
+    stream.set_nonblocking(false)?;
+    let bytes = vec![0; CHUNK];
+    loop {
+        stream.write_all(&bytes)?;
     }
 }
 

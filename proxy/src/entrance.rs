@@ -49,6 +49,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    #[allow(clippy::disallowed_methods)]
     async fn connections_come_one_by_one_with_their_addresses() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
@@ -62,7 +63,8 @@ mod tests {
             }
             let late = tokio::task::spawn_blocking(move || TcpStream::connect(address).unwrap());
             let (accepted, from) = entrance.accept().await.unwrap();
-            assert_eq!(from, late.await.unwrap().local_addr().unwrap());
+            let late = late.await.unwrap();
+            assert_eq!(from, late.local_addr().unwrap());
             let nothing = std::io::Read::read(&mut &accepted, &mut [0]).unwrap_err();
             assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock, "and they do not block");
         }

@@ -12,13 +12,13 @@ use std::task::{Context, Poll, ready};
 use outgate_rules::{Denial, Reason};
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::task::yield_now;
 
 use crate::flow::Flow;
 use crate::readiness::{read, with_buffer, writable};
 use crate::record::EndedBy;
 use crate::upload::Grant;
 use splice::Pipe;
+use turn::Turn;
 
 pub use splice::Pause;
 
@@ -84,8 +84,8 @@ pub fn relay<'t>(
     beginning: Option<Interlude<'t>>,
     flow: &'t Flow,
 ) -> impl Future<Output = Outcome> {
-    let up = Direction { copied: 0, in_turn: 0, interlude: beginning };
-    let down = Direction { copied: 0, in_turn: 0, interlude: None };
+    let up = Direction { copied: 0, interlude: beginning };
+    let down = Direction { copied: 0, interlude: None };
     let mut relay = Relay { client, origin, flow, up, down, closed: None };
     poll_fn(move |cx| relay.poll(cx))
 }
@@ -147,7 +147,7 @@ pub fn send_first<'t>(to: &'t TcpStream, first: &[u8], flow: &Flow) -> Option<In
     // A failure comes again with the next attempt.
     let written = to.try_write(granted).unwrap_or(0);
     let rest = Rest { bytes: granted.get(written..).unwrap_or_default().to_vec(), stop };
-    let finishing = |rest| Box::pin(finish(to, rest, false, EndedBy::Origin)) as Interlude<'t>;
+    let finishing = |rest| Box::pin(finish(to, rest, EndedBy::Origin)) as Interlude<'t>;
     (!rest.is_none()).then(|| finishing(rest))
 }
 
@@ -202,8 +202,6 @@ struct Lane<'t> {
 struct Direction<'t> {
     /// Bytes that were copied.
     copied: usize,
-    /// Those of them that belong to this turn, where many are.
-    in_turn: usize,
     /// What has to be over before more is read.
     interlude: Option<Interlude<'t>>,
 }
@@ -211,7 +209,7 @@ struct Direction<'t> {
 impl<'t> Direction<'t> {
     /// Passes on what comes until the reader's side closes.
     fn poll_pass(&mut self, lane: Lane<'t>, cx: &mut Context<'_>) -> Poll<Result<(), Outcome>> {
-        let Lane { from, to, way, flow } = lane;
+        let Lane { from, to, way, .. } = lane;
         loop {
             if let Some(interlude) = &mut self.interlude {
                 let pause = ready!(interlude.as_mut().poll(cx))?;
@@ -221,44 +219,57 @@ impl<'t> Direction<'t> {
                 }
             }
             ready!(from.poll_read_ready(cx)).map_err(|_| Outcome::side(way.reader()))?;
-            if self.copied >= SPLICED_BEHIND
-                && let Some(pipe) = Pipe::take()
-            {
-                let grant = move |bytes| way.grant(flow, bytes);
-                self.interlude = Some(Box::pin(splice::drain(from, to, pipe, grant, way.sides())));
+            if self.copied >= SPLICED_BEHIND {
+                self.interlude = Some(lane.carry());
                 continue;
             }
+            turn::light_work();
             match lane.copy()? {
                 Copied::Nothing => {}
                 Copied::Closed => return Poll::Ready(Ok(())),
                 Copied::Bytes(bytes, rest) => {
                     self.copied += bytes;
-                    let turn_is_over = self.is_over(bytes);
-                    if turn_is_over || !rest.is_none() {
-                        self.interlude = Some(Box::pin(finish(to, rest, turn_is_over, way.writer())));
+                    if !rest.is_none() {
+                        self.interlude = Some(Box::pin(finish(to, rest, way.writer())));
                     }
                 }
             }
         }
     }
-
-    /// Whether others are to have their turn, now that so many more bytes were copied.
-    fn is_over(&mut self, bytes: usize) -> bool {
-        if self.copied < SPLICED_BEHIND {
-            turn::light_work();
-            return false;
-        }
-        // There was no pipe to be had.
-        self.in_turn += bytes;
-        let over = turn::is_over(self.in_turn);
-        if over {
-            self.in_turn = 0;
-        }
-        over
-    }
 }
 
-impl Lane<'_> {
+impl<'t> Lane<'t> {
+    /// Moves many bytes, in turn with others that do, until there are none to be read.
+    fn carry(self) -> Interlude<'t> {
+        let Self { from, to, way, flow } = self;
+        match Pipe::take() {
+            Some(pipe) => {
+                let grant = move |bytes| way.grant(flow, bytes);
+                Box::pin(splice::drain(from, to, pipe, grant, way.sides()))
+            }
+            None => Box::pin(self.copy_all()),
+        }
+    }
+
+    /// The same where there is no pipe to be had.
+    async fn copy_all(self) -> Result<Pause, Outcome> {
+        let mut turn = Turn::default();
+        loop {
+            turn.begin().await;
+            match self.copy()? {
+                Copied::Nothing => return Ok(Pause::Empty),
+                Copied::Closed => return Ok(Pause::Closed),
+                Copied::Bytes(bytes, rest) => {
+                    if !rest.is_none() {
+                        turn.give_up();
+                        finish(self.to, rest, self.way.writer()).await?;
+                    }
+                    turn.moved(bytes).await;
+                }
+            }
+        }
+    }
+
     /// Moves what is there to be read, through the thread's buffer.
     fn copy(&self) -> Result<Copied, Outcome> {
         with_buffer(|buffer| {
@@ -281,17 +292,13 @@ impl Lane<'_> {
     }
 }
 
-/// Writes what could not be written at once, and lets others have their turn.
-async fn finish(to: &TcpStream, rest: Rest, turn_is_over: bool, writer: EndedBy) -> Result<Pause, Outcome> {
+/// Writes what could not be written at once.
+async fn finish(to: &TcpStream, rest: Rest, writer: EndedBy) -> Result<Pause, Outcome> {
     write_all(to, &rest.bytes).await.map_err(|_| Outcome::side(writer))?;
-    rest.stop.map_or(Ok(()), |reason| Err(Outcome::gate(reason)))?;
-    if turn_is_over {
-        yield_now().await;
-    }
-    Ok(Pause::Empty)
+    rest.stop.map_or(Ok(Pause::Empty), |reason| Err(Outcome::gate(reason)))
 }
 
-/// What one turn came to.
+/// What one read came to.
 enum Copied {
     /// There was nothing to be read.
     Nothing,

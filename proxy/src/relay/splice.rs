@@ -13,14 +13,14 @@ use outgate_rules::Reason;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::task::yield_now;
 
-use super::{Outcome, turn};
+use super::Outcome;
+use super::turn::{self, Turn};
 use crate::readiness::writable;
 use crate::record::EndedBy;
 use crate::upload::Grant;
 
-/// Bytes that a pipe holds. With 64 KiB a gigabyte costs a third more, with 1 MiB hardly less.
+/// Bytes that a pipe holds: the longest step. With 64 KiB a gigabyte costs a third more, with 1 MiB hardly less.
 const PIPE: usize = 256 * 1024;
 /// Empty pipes that a thread keeps for the next flow that needs one.
 const KEPT: usize = 16;
@@ -76,9 +76,10 @@ pub(super) async fn drain(
     grant: impl Fn(usize) -> Grant,
     (reader, writer): (EndedBy, EndedBy),
 ) -> Result<Pause, Outcome> {
-    let mut moved = 0;
+    let mut turn = Turn::default();
     loop {
-        let read = match from.try_io(Interest::READABLE, || move_bytes(from, &pipe.write, PIPE)) {
+        turn.begin().await;
+        let read = match from.try_io(Interest::READABLE, || move_bytes(from, &pipe.write, turn::step())) {
             Ok(0) => {
                 pipe.give_back();
                 return Ok(Pause::Closed);
@@ -91,24 +92,23 @@ pub(super) async fn drain(
             Err(_) => return Err(Outcome::side(reader)),
         };
         let Grant { bytes, stop } = grant(read);
-        empty(&pipe, to, bytes as usize).await.map_err(|_| Outcome::side(writer))?;
+        empty(&pipe, to, bytes as usize, &mut turn).await.map_err(|_| Outcome::side(writer))?;
         stop.map_or(Ok(()), |reason: Reason| Err(Outcome::gate(reason)))?;
-        moved += read;
-        if turn::is_over(moved) {
-            moved = 0;
-            yield_now().await;
-        }
+        turn.moved(read).await;
     }
 }
 
 /// Moves so many bytes out of the pipe.
-async fn empty(pipe: &Pipe, to: &TcpStream, mut bytes: usize) -> io::Result<()> {
+async fn empty(pipe: &Pipe, to: &TcpStream, mut bytes: usize, turn: &mut Turn) -> io::Result<()> {
     while bytes > 0 {
         match to.try_io(Interest::WRITABLE, || move_bytes(&pipe.read, to, bytes)) {
             // A pipe with bytes in it has no end.
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => bytes = bytes.saturating_sub(written),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => writable(to).await?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                turn.give_up();
+                writable(to).await?;
+            }
             Err(error) => return Err(error),
         }
     }

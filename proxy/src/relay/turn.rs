@@ -1,56 +1,167 @@
 //! How long a flow that carries much may keep a core before others have their turn.
 //!
-//! What it buys: beside one pull, with turns of four megabytes, a tunnel took 16 ms to open and one in a hundred
-//! 190 ms; with turns of a quarter of one, eight pulls cost twice as much (bench/README.md). So turns are short while
-//! anybody else has something to do on this thread, and grow while nobody has.
+//! What it buys: beside one pull a tunnel takes 0.7 ms to open, and took 4 ms (bench/README.md). So a flow moves bytes in
+//! steps, each over in some tens of microseconds, and after each of them everybody else goes first who is ready then.
+//!
+//! Among themselves, flows that carry much take turns of many steps: if they took steps in turn, eight pulls would cost
+//! half as much again, each finding its bytes gone from the caches.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
 
-/// Bytes of a turn while others have something to do: a tenth of a millisecond.
-const SHORT: usize = 256 * 1024;
-/// Bytes of a turn while nobody has.
-const LONG: usize = 4 << 20;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::yield_now;
+
+/// Bytes of a step while others have something to do. Eight pulls would cost half as much again with no other.
+const SHORT: usize = 64 * 1024;
+/// Bytes of a step while nobody has: a tenth of a millisecond.
+const LONG: usize = 256 * 1024;
+/// Bytes of a turn. Where so many have been moved since somebody else had something to do, nobody has: it takes longer
+/// than a client and an origin take to answer.
+const TURN: usize = 4 << 20;
 
 thread_local! {
-    /// How often somebody had something small to do on this thread.
-    static LIGHT: Cell<u64> = const { Cell::new(0) };
-    /// That, when the last turn was over.
-    static SEEN: Cell<u64> = const { Cell::new(0) };
-    static TURN: Cell<usize> = const { Cell::new(SHORT) };
+    /// Bytes that were moved since somebody else had something to do on this thread.
+    static ALONE: Cell<usize> = const { Cell::new(TURN) };
+    /// Whose turn it is on this thread.
+    static PLACE: Arc<Semaphore> = Arc::new(Semaphore::new(1));
 }
 
 /// Somebody has something to do on this thread that is over soon.
 pub fn light_work() {
-    LIGHT.set(LIGHT.get().wrapping_add(1));
+    ALONE.set(0);
 }
 
-/// Whether a flow that has moved so many bytes is to let others have their turn.
-pub(super) fn is_over(moved: usize) -> bool {
-    if moved < TURN.get() {
-        return false;
+/// The same future, each poll of which is [`light_work`].
+pub async fn light<F: Future>(mut work: Pin<Box<F>>) -> F::Output {
+    poll_fn(|cx| {
+        light_work();
+        work.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// Bytes of a step, by what others do.
+pub(super) fn step() -> usize {
+    if ALONE.get() < TURN { SHORT } else { LONG }
+}
+
+/// How far a flow that carries much has come in its turn.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// It is this flow's turn.
+    place: Option<OwnedSemaphorePermit>,
+    in_turn: usize,
+    in_step: usize,
+}
+
+impl Turn {
+    /// Waits until it is this flow's turn, behind those that wait already.
+    pub(super) async fn begin(&mut self) {
+        if self.place.is_none() {
+            self.in_turn = 0;
+            // Nobody closes it.
+            self.place = PLACE.with(Arc::clone).acquire_owned().await.ok();
+        }
     }
-    let light = LIGHT.get();
-    let alone = SEEN.replace(light) == light;
-    TURN.set(if alone { LONG.min(TURN.get() * 2) } else { SHORT });
-    true
+
+    /// So many more bytes were moved. Where that is a step, others go first; where it is a turn, the next flow has its
+    /// own.
+    pub(super) async fn moved(&mut self, bytes: usize) {
+        ALONE.set(ALONE.get().saturating_add(bytes));
+        self.in_turn += bytes;
+        self.in_step += bytes;
+        if self.in_turn >= TURN {
+            self.give_up();
+        }
+        if self.in_step >= step() {
+            self.in_step = 0;
+            yield_now().await;
+        }
+    }
+
+    /// This flow waits for something: the next has its turn.
+    pub(super) fn give_up(&mut self) {
+        self.place = None;
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Context;
+
+    use tokio::sync::oneshot;
+
     use super::*;
+    use crate::readiness::readable;
+    use crate::readiness::tests::pair;
 
     #[test]
-    fn turns_grow_while_nobody_else_has_work_and_shrink_when_somebody_has() {
-        assert!(!is_over(SHORT - 1));
-        let mut turn = SHORT;
-        while turn < LONG {
-            assert!(is_over(turn));
-            turn *= 2;
-            assert!(!is_over(turn - 1), "it has doubled");
-        }
-        assert!(is_over(LONG) && !is_over(LONG - 1), "and doubles no more");
+    fn steps_are_short_from_the_moment_that_somebody_else_has_work_until_nobody_has_had_any_for_a_turn() {
+        assert_eq!(step(), LONG);
         light_work();
-        assert!(is_over(LONG));
-        assert!(is_over(SHORT), "it is short again");
+        assert_eq!(step(), SHORT);
+        ALONE.set(TURN - 1);
+        assert_eq!(step(), SHORT);
+        ALONE.set(TURN);
+        assert_eq!(step(), LONG);
+    }
+
+    #[tokio::test]
+    async fn every_poll_of_light_work_is_seen() {
+        let mut polls = 0;
+        let work = Box::pin(async {
+            for _ in 0..3 {
+                assert_eq!(std::mem::replace(&mut polls, 1), 0);
+                ALONE.set(TURN);
+                yield_now().await;
+                assert_eq!(step(), SHORT);
+                polls = 0;
+            }
+        });
+        light(work).await;
+    }
+
+    #[tokio::test]
+    async fn flows_have_their_turns_one_after_the_other() {
+        let (mut first, mut second) = (Turn::default(), Turn::default());
+        first.begin().await;
+        {
+            let mut waiting = std::pin::pin!(second.begin());
+            let mut is_pending =
+                || waiting.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())).is_pending();
+            assert!(is_pending());
+            first.moved(TURN - 1).await;
+            assert!(is_pending(), "a step is not the end of a turn");
+            first.moved(1).await;
+            assert!(!is_pending());
+        }
+        let mut waiting = std::pin::pin!(first.begin());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+        second.give_up();
+        assert!(waiting.as_mut().poll(&mut cx).is_ready(), "who waits for something holds nobody up");
+    }
+
+    #[tokio::test]
+    async fn who_becomes_ready_while_a_flow_moves_bytes_goes_before_its_next_step() {
+        let (stream, mut outside) = pair().await;
+        let (waits, is_waiting) = oneshot::channel();
+        let served = Arc::new(AtomicBool::new(false));
+        let serves = Arc::clone(&served);
+        let light = tokio::spawn(async move {
+            waits.send(()).unwrap();
+            readable(&stream).await.unwrap();
+            serves.store(true, Ordering::Relaxed);
+        });
+        is_waiting.await.unwrap();
+        outside.write_all(b"a").unwrap();
+        Turn::default().moved(LONG).await;
+        assert!(served.load(Ordering::Relaxed));
+        light.await.unwrap();
     }
 }
