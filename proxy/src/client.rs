@@ -51,20 +51,19 @@ impl Newcomer {
         }
     }
 
-    /// A client that can be waited for.
-    ///
-    /// # Errors
-    /// When the runtime cannot wait for another.
-    pub fn into_client(self) -> io::Result<Client> {
+    /// A client that can be waited for. None where the runtime cannot wait for another, as the system has no room for it:
+    /// then it is closed.
+    #[must_use]
+    pub fn into_client(self) -> Option<Client> {
         let Self { socket, ahead } = self;
-        Ok(Client { ahead, ..Client::new(TcpStream::from_std(socket)?) })
+        Some(Client { ahead, ..Client::new(TcpStream::from_std(socket).ok()?) })
     }
 
     /// As [`Client::close_with_alert`].
     pub async fn close_with_alert(self, alert: &[u8]) {
         let left = unsaid(&self.socket, alert);
         if let Some(left) = left
-            && let Ok(client) = self.into_client()
+            && let Some(client) = self.into_client()
         {
             Box::pin(client.close_with(left)).await;
         }

@@ -16,6 +16,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::entrance::Entrance;
 
+/// Each takes three descriptors, and one for every listener.
+const MOST: usize = 64;
 /// Sooner than the deadlines of a flow, which are seconds.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -27,12 +29,12 @@ pub struct Cores {
 }
 
 impl Cores {
-    /// As many as this process may use cores.
+    /// As many as this process may use cores, up to a bound.
     ///
     /// # Errors
     /// When the system gives no thread, or nothing to wait with.
     pub fn start() -> io::Result<Self> {
-        let count = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let count = thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MOST);
         let end = CancellationToken::new();
         let runtimes = (0..count).map(|_| start_one(end.clone())).collect::<io::Result<_>>()?;
         Ok(Self { runtimes, _end: end.drop_guard() })

@@ -199,18 +199,13 @@ async fn open(
     refused: Option<Reason>,
 ) -> Option<Box<Tunnel>> {
     let newcomer = Newcomer::new(stream);
-    if refused.is_none() && way == Way::Tls {
-        return transparent::tls(&gate, &session, newcomer).await;
-    }
-    // A connection that the runtime cannot wait for is closed.
-    let client = newcomer.into_client().ok()?;
     match (refused, way) {
-        (None, Way::Proxy) => requests(&gate, &session, client).await,
-        (None, Way::Tls) => None,
-        (None, Way::Http) => transparent::http(&gate, &session, client).await,
-        (None, Way::Tcp) => transparent::tcp(&gate, &session, client).await,
+        (None, Way::Proxy) => requests(&gate, &session, newcomer.into_client()?).await,
+        (None, Way::Tls) => transparent::tls(&gate, &session, newcomer).await,
+        (None, Way::Http) => transparent::http(&gate, &session, newcomer.into_client()?).await,
+        (None, Way::Tcp) => transparent::tcp(&gate, &session, newcomer.into_client()?).await,
         (Some(reason), _) => {
-            turn_away(&gate, &session, client, reason.into()).await;
+            turn_away(&gate, &session, newcomer.into_client()?, reason.into()).await;
             None
         }
     }

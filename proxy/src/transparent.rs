@@ -28,12 +28,11 @@ use crate::tunnel::{ACCESS_DENIED, FirstBytes, TLS_HANDSHAKE, Tunnel};
 /// Serves a flow that should begin with a TLS hello, which may have come along with the connection.
 pub async fn tls(gate: &Arc<Gate>, session: &Session, newcomer: Newcomer) -> Option<Box<Tunnel>> {
     let Some(hello) = newcomer.hello() else {
-        // A connection that the runtime cannot wait for is closed.
-        return hello_of(gate, session, newcomer.into_client().ok()?, Port::HTTPS).await;
+        return hello_of(gate, session, newcomer.into_client()?, Port::HTTPS).await;
     };
     match dial(gate, session, Port::HTTPS, Ok(Some(hello))).await {
         Ok(dialled) => {
-            let (stream, ahead) = newcomer.into_client().ok()?.into_parts();
+            let (stream, ahead) = newcomer.into_client()?.into_parts();
             Some(pass(stream, ahead, dialled))
         }
         Err(_) => {
