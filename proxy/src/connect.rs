@@ -44,8 +44,8 @@ pub async fn serve(
             // Which of the two it will be, and so what is dialled, tells the client's first byte.
             FirstBytes::TlsOrHttp => Ok(Opening::Undecided(vetted)),
             wanted @ (FirstBytes::Tls | FirstBytes::Any) => {
-                let is_spoken_to = wanted == FirstBytes::Tls || !client.ahead().is_empty();
-                let first = if is_spoken_to { Speaker::Client } else { Speaker::Either };
+                let client_speaks = wanted == FirstBytes::Tls || !client.ahead().is_empty();
+                let first = if client_speaks { Speaker::Client } else { Speaker::Either };
                 vetted.dial(first, None).await.map(|dialled| Opening::Tunnel(dialled, wanted))
             }
         }
