@@ -343,3 +343,54 @@ impl AsyncWrite for Client {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::hello::tests::Sketch;
+
+    /// The gate's end of a connection of which no runtime has heard, and the other.
+    #[allow(clippy::disallowed_methods)]
+    fn pair() -> (std::net::TcpStream, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let outside = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (inside, _) = listener.accept().unwrap();
+        inside.set_nonblocking(true).unwrap();
+        (inside, outside)
+    }
+
+    fn deadline() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    #[tokio::test]
+    async fn a_hello_that_came_along_is_there_whole_or_not_at_all_and_no_byte_of_it_is_lost() {
+        let hello = Sketch::asking_for(b"pypi.org").stream();
+        for cut in [0, 1, 5, hello.len() - 1, hello.len()] {
+            let (inside, mut outside) = pair();
+            let (early, late) = hello.split_at(cut);
+            outside.write_all(early).unwrap();
+            let newcomer = Newcomer::new(inside);
+            assert_eq!(newcomer.hello().is_some(), late.is_empty(), "{cut} bytes");
+            outside.write_all(late).unwrap();
+            let (stream, mut ahead) = newcomer.into_client().unwrap().into_parts();
+            let found = read_hello(&stream, &mut ahead, deadline()).await.unwrap().unwrap();
+            assert_eq!(found.sni.unwrap().as_str(), "pypi.org", "{cut} bytes");
+            assert_eq!(ahead, hello, "{cut} bytes");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_that_is_turned_away_is_told_and_sees_the_end() {
+        let (inside, mut outside) = pair();
+        outside.write_all(b"hello").unwrap();
+        let listening = std::thread::spawn(move || {
+            let mut told = Vec::new();
+            outside.read_to_end(&mut told).map(|_| told)
+        });
+        Newcomer::new(inside).close_with_alert(b"alert").await;
+        assert_eq!(listening.join().unwrap().unwrap(), b"alert");
+    }
+}

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use outgate_rules::{DomainName, NameError, Reason};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Bytes of the stream, record headers included, in which a hello must end. A buffer of this size holds every
 /// hello there is to read: [`Reader::read`] never answers [`Hello::NeedMore`] to so many bytes.

@@ -573,7 +573,7 @@ fn grease_config() -> Arc<ClientConfig> {
 
 /// A ClientHello, right or wrong, field by field.
 #[derive(Debug, Clone)]
-struct Sketch {
+pub(crate) struct Sketch {
     version: [u8; 2],
     session_id: Vec<u8>,
     cipher_suites: Vec<u8>,
@@ -594,7 +594,7 @@ impl Default for Sketch {
 }
 
 impl Sketch {
-    fn asking_for(name: &[u8]) -> Self {
+    pub(crate) fn asking_for(name: &[u8]) -> Self {
         Self::default().with(SERVER_NAME, server_name(&[(HOST_NAME, name)]))
     }
 
@@ -633,7 +633,7 @@ impl Sketch {
         handshake(CLIENT_HELLO, &body)
     }
 
-    fn stream(&self) -> Vec<u8> {
+    pub(crate) fn stream(&self) -> Vec<u8> {
         in_records(&self.message(), MAX_RECORD)
     }
 }
