@@ -1,10 +1,6 @@
 //! What a denied client reads: the sentence as the body and the reason phrase, and the error type for
 //! programs.
 
-use bytes::Bytes;
-use http::{Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::ext::ReasonPhrase;
 use outgate_rules::Denial;
 
 /// Longest reason phrase: many CONNECT clients show it, and only it.
@@ -28,34 +24,25 @@ impl Answer {
     /// As a whole HTTP/1.1 response behind which the connection closes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
+        self.to_request(false, true)
+    }
+
+    /// As a whole HTTP/1.1 response to a request on a connection that `stays` open or closes behind it. One to HEAD is
+    /// not `with_body`, but says how long that would be (RFC 9110 §9.3.2).
+    #[must_use]
+    pub fn to_request(&self, stays: bool, with_body: bool) -> Vec<u8> {
         let body = self.body();
         format!(
             "HTTP/1.1 {} {}\r\nProxy-Status: {}\r\nContent-Type: text/plain; charset=us-ascii\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+             Content-Length: {}\r\n{}\r\n{}",
             self.denial.reason.status(),
             self.phrase(),
             self.proxy_status(),
             body.len(),
+            if stays { "" } else { "Connection: close\r\n" },
+            if with_body { &body } else { "" },
         )
         .into_bytes()
-    }
-
-    /// As a response for hyper to send.
-    #[must_use]
-    pub fn to_response(&self) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::from(self.body()));
-        *response.status_mut() =
-            StatusCode::from_u16(self.denial.reason.status()).unwrap_or(StatusCode::FORBIDDEN);
-        if let Ok(phrase) = ReasonPhrase::try_from(self.phrase().as_bytes()) {
-            response.extensions_mut().insert(phrase);
-        }
-        let headers = response.headers_mut();
-        headers
-            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=us-ascii"));
-        if let Ok(status) = header::HeaderValue::from_str(&self.proxy_status()) {
-            headers.insert("proxy-status", status);
-        }
-        response
     }
 
     fn body(&self) -> String {
@@ -89,7 +76,8 @@ mod tests {
             assert!(head.starts_with(&format!("HTTP/1.1 {} pypi.org:443: ", reason.status())), "{head}");
             assert!(head.contains(&format!("details=\"{}\"", reason.code())), "{head}");
             assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
-            assert_eq!(answer.to_response().status().as_u16(), reason.status());
+            let kept = String::from_utf8(answer.to_request(true, false)).unwrap();
+            assert_eq!(kept, format!("{}\r\n\r\n", head.replace("\r\nConnection: close", "")));
         }
     }
 

@@ -2,19 +2,17 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use outgate_rules::Reason;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::head::{BadHead, HeadScanner, MAX_HEAD, RequestHead};
 use crate::hello::{self, ClientHello, Hello, HelloError};
-use crate::readiness::{is_silent, leave_behind, read, readable, send_last, with_buffer};
+use crate::readiness::{Outbox, is_silent, leave_behind, poll_lend, read, readable, send_last, with_buffer};
 
 /// How much is read at a time while a head or a hello is incomplete.
 const READ: usize = 8192;
@@ -156,6 +154,18 @@ impl Client {
         Poll::Ready(Ok(&self.ahead))
     }
 
+    /// Polls for some bytes and lends them, as [`poll_lend`].
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn poll_lend(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl FnMut(&[u8]) -> usize,
+    ) -> Poll<io::Result<usize>> {
+        poll_lend(&self.stream, &mut self.ahead, false, cx, take)
+    }
+
     /// Forgets the first `count` bytes ahead.
     pub fn consume(&mut self, count: usize) {
         self.ahead.advance(count.min(self.ahead.len()));
@@ -168,8 +178,18 @@ impl Client {
     }
 
     /// The stream itself, behind the bytes that were read ahead.
-    pub fn stream(&mut self) -> &mut TcpStream {
-        &mut self.stream
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Sends an answer.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub async fn send(&self, answer: &[u8]) -> io::Result<()> {
+        let mut outbox = Outbox::default();
+        outbox.send(&self.stream, answer);
+        std::future::poll_fn(|cx| outbox.poll_flush(&self.stream, cx)).await
     }
 
     /// Sends a last answer and closes in an orderly way: what the client still sends is read and forgotten
@@ -299,48 +319,6 @@ impl From<BadHello> for Reason {
             BadHello::Timeout => Self::HelloTimeout,
             BadHello::Truncated => Self::HelloMalformed,
         }
-    }
-}
-
-/// Reading gives the bytes ahead first.
-impl AsyncRead for Client {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buffer);
-        }
-        let count = self.ahead.len().min(buffer.remaining());
-        buffer.put_slice(&self.ahead.split_to(count));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Client {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use outgate_rules::{Destination, Protocol, Reason};
-use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use crate::answer::Answer;
@@ -72,10 +71,10 @@ impl Opening {
         self,
         gate: &Arc<Gate>,
         session: &Session,
-        mut client: Client,
+        client: Client,
         to: Destination,
     ) -> Option<Box<Tunnel>> {
-        let told = client.stream().write_all(ESTABLISHED).await;
+        let told = client.send(ESTABLISHED).await;
         match (self, told) {
             (Self::Tunnel(dialled, wanted), Ok(())) => Tunnel::open(gate, client, dialled, wanted).await,
             (Self::Undecided(vetted), Ok(())) => tls_or_http(gate, session, client, vetted, to).await,

@@ -337,3 +337,30 @@ impl Drop for OpenFlow {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use outgate_rules::Request;
+    use outgate_rules::policy::{Source, compile};
+
+    use super::*;
+    use crate::upload::Hours;
+
+    /// A flow that its rule does not limit.
+    pub(crate) fn flow() -> Flow {
+        let text =
+            "outbound_rules:\n  - {name: one, type: fqdn, destination: pypi.org, resolves_to: [public]}\n";
+        let source = Source { name: "policy.yaml".to_owned(), bytes: text.into() };
+        let compiled =
+            compile(&[source], &mut |_| Err("no such file".to_owned()), None, Timestamp::UNIX_EPOCH);
+        let rules = Arc::new(compiled.unwrap_or_else(|mistakes| panic!("{mistakes}")).rules);
+        let destination = outgate_rules::Destination::parse("pypi.org:443").unwrap();
+        let request =
+            Request { client: [10, 0, 0, 1].into(), destination: &destination, protocol: Protocol::Tcp };
+        let permit = rules.decide(&request, Timestamp::UNIX_EPOCH).into_permit().unwrap();
+        let address =
+            permit.vet([151, 101, 0, 223].into(), &OwnAddresses::default(), Timestamp::UNIX_EPOCH).unwrap();
+        let meter = Arc::new(Hours::new(std::time::Instant::now())).meter(permit.client(), None, None);
+        Flow::new(Wanted::Destination(destination), &permit, &address, meter)
+    }
+}

@@ -1,11 +1,11 @@
 //! Request heads, read strictly: what two readers could take for two things is rejected here, before any
 //! other code sees it.
 //!
-//! hyper reads the same bytes again for plain requests; it accepts more than this file does, so everything
-//! it sees has one meaning.
+//! What goes on to an origin is made anew from what was understood here, so that nothing else reads these bytes.
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{Method, Version};
+use httparse::Header;
 use outgate_rules::{Destination, Host, Port, Reason};
 
 use crate::record::{Asked, Kind};
@@ -30,6 +30,12 @@ pub struct RequestHead {
     pub body: BodyLength,
     /// Whether the client asks to switch to a WebSocket.
     pub websocket: bool,
+    /// Whether the client wants its connection closed behind the response (RFC 9112 §9.3).
+    pub close: bool,
+    /// Whether the client waits for an interim response before it sends the body (RFC 9110 §10.1.1).
+    pub expects_continue: bool,
+    /// HTTP/1.1, or 1.0, which knows neither chunks nor interim responses.
+    pub version: Version,
 }
 
 /// The target of a request, by its form (RFC 9112 §3.2).
@@ -147,20 +153,11 @@ impl RequestHead {
         Self::parse(raw.clone()).map(Some).inspect_err(|_| put_back(&raw, buffer))
     }
 
-    /// The fields of the head.
-    #[must_use]
-    pub fn fields(&self) -> HeaderMap {
+    /// Lends the fields of the head.
+    pub(crate) fn with_fields<T>(&self, lent: impl FnOnce(Fields<'_>) -> T) -> T {
         let mut space = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let line_end = memchr::memchr(b'\r', &self.raw).unwrap_or(self.raw.len());
-        let block = self.raw.get(line_end + 2..).unwrap_or_default();
-        // It was read once before, when the head was accepted.
-        let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(block, &mut space) else {
-            return HeaderMap::new();
-        };
-        let read = |field: &httparse::Header<'_>| {
-            Some((HeaderName::try_from(field.name).ok()?, HeaderValue::from_bytes(field.value).ok()?))
-        };
-        fields.iter().filter_map(read).collect()
+        // They were read once before, when the head was accepted.
+        lent(fields(&self.raw, &mut space).unwrap_or(Fields(&[])))
     }
 
     fn parse(raw: Bytes) -> Result<Self, BadHead> {
@@ -170,17 +167,25 @@ impl RequestHead {
         let (method, target) = split_request_line(line).ok_or_else(|| reject(Reason::NotHttp))?;
         let method = Method::from_bytes(method).map_err(|_| reject(Reason::HeadMalformed))?;
         let target = Target::parse(&method, &String::from_utf8_lossy(target)).map_err(reject)?;
+        let version = if line.ends_with(b"1.0") { Version::HTTP_10 } else { Version::HTTP_11 };
         let mut space = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let block = raw.get(line_end + 2..).unwrap_or_default();
-        let fields = match httparse::parse_headers(block, &mut space) {
-            Ok(httparse::Status::Complete((_, fields))) => Fields(fields),
-            Ok(httparse::Status::Partial) | Err(_) => return Err(reject(Reason::HeadMalformed)),
-        };
+        let fields = fields(&raw, &mut space).ok_or_else(|| reject(Reason::HeadMalformed))?;
         let host = fields.host().map_err(reject)?;
         check_host(&target, host.as_ref()).map_err(reject)?;
         let body = fields.body_length(&method).map_err(reject)?;
         let websocket = fields.websocket().map_err(reject)?;
-        Ok(Self { method, target, host, body, websocket, raw })
+        let close = !fields.is_persistent(version);
+        let expects_continue = version == Version::HTTP_11 && fields.expects_continue();
+        Ok(Self { method, target, host, body, websocket, close, expects_continue, version, raw })
+    }
+}
+
+/// The fields of a whole head.
+fn fields<'h>(head: &'h [u8], space: &'h mut [Header<'h>]) -> Option<Fields<'h>> {
+    let line_end = memchr::memchr(b'\r', head)?;
+    match httparse::parse_headers(head.get(line_end + 2..)?, space) {
+        Ok(httparse::Status::Complete((_, fields))) => Some(Fields(fields)),
+        Ok(httparse::Status::Partial) | Err(_) => None,
     }
 }
 
@@ -234,14 +239,31 @@ impl HostField {
 }
 
 /// The fields of one head.
-struct Fields<'h>(&'h [httparse::Header<'h>]);
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fields<'h>(pub(crate) &'h [Header<'h>]);
 
 impl<'h> Fields<'h> {
-    fn all(&self, name: &str) -> impl Iterator<Item = &'h [u8]> {
+    /// The values of a field, one for each line.
+    pub(crate) fn all(self, name: &'static str) -> impl Iterator<Item = &'h [u8]> {
         self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
 
-    fn host(&self) -> Result<Option<HostField>, Reason> {
+    /// The options of Connection (RFC 9110 §7.6.1).
+    pub(crate) fn options(self) -> impl Iterator<Item = &'h [u8]> {
+        self.all("connection").flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+    }
+
+    /// Whether the connection may carry another message behind this one (RFC 9112 §9.3).
+    pub(crate) fn is_persistent(self, version: Version) -> bool {
+        let has = |option: &[u8]| self.options().any(|given| given.eq_ignore_ascii_case(option));
+        !has(b"close") && (version != Version::HTTP_10 || has(b"keep-alive"))
+    }
+
+    fn expects_continue(self) -> bool {
+        self.all("expect").any(|value| value.eq_ignore_ascii_case(b"100-continue"))
+    }
+
+    fn host(self) -> Result<Option<HostField>, Reason> {
         let mut hosts = self.all("host");
         let Some(value) = hosts.next() else { return Ok(None) };
         if hosts.next().is_some() {
@@ -252,7 +274,7 @@ impl<'h> Fields<'h> {
         Ok(Some(HostField { host, port }))
     }
 
-    fn body_length(&self, method: &Method) -> Result<BodyLength, Reason> {
+    fn body_length(self, method: &Method) -> Result<BodyLength, Reason> {
         let mut encodings = self.all("transfer-encoding");
         let mut lengths = self.all("content-length");
         let body = match (encodings.next(), lengths.next()) {
@@ -275,7 +297,7 @@ impl<'h> Fields<'h> {
 
     /// An upgrade is asked for by the Upgrade field together with the option in Connection (RFC 9110 §7.8). An offer
     /// of HTTP/2 is declined by not answering it, as that section allows: some clients make one with every request.
-    fn websocket(&self) -> Result<bool, Reason> {
+    fn websocket(self) -> Result<bool, Reason> {
         let mut upgrades = self.all("upgrade");
         match (upgrades.next(), upgrades.next()) {
             (None, _) => Ok(false),
@@ -343,7 +365,8 @@ fn is_control(byte: u8) -> bool {
     (byte < 0x20 && byte != b'\t') || byte == 0x7f
 }
 
-fn decimal(text: &[u8]) -> Option<u64> {
+/// A number of decimal digits and nothing else.
+pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     if digits { std::str::from_utf8(text).ok()?.parse().ok() } else { None }
 }

@@ -9,7 +9,9 @@ use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
+use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, BytesMut};
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -60,6 +62,109 @@ pub fn read(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
         (Some(count), _) => Ok(count),
         (None, Err(error)) => Err(error),
         (None, Ok(())) => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+/// Polls for bytes of a stream, of which some may have been read `ahead`, and lends them to `take`, which says how many
+/// it took: the rest is ahead then. `more` asks for more than is ahead already. Says how many were lent; none at the end
+/// of the stream.
+///
+/// # Errors
+/// What the socket says.
+pub fn poll_lend(
+    from: &TcpStream,
+    ahead: &mut BytesMut,
+    more: bool,
+    cx: &mut Context<'_>,
+    mut take: impl FnMut(&[u8]) -> usize,
+) -> Poll<io::Result<usize>> {
+    if !more && !ahead.is_empty() {
+        let lent = ahead.len();
+        ahead.advance(take(ahead).min(lent));
+        return Poll::Ready(Ok(lent));
+    }
+    loop {
+        ready!(from.poll_read_ready(cx))?;
+        let mut lend = |bytes: &[u8]| match bytes {
+            [] => 0,
+            bytes if ahead.is_empty() => {
+                ahead.extend_from_slice(bytes.get(take(bytes)..).unwrap_or_default());
+                bytes.len()
+            }
+            bytes => {
+                ahead.extend_from_slice(bytes);
+                let lent = ahead.len();
+                ahead.advance(take(ahead).min(lent));
+                lent
+            }
+        };
+        let lent = with_buffer(|buffer| {
+            let count = read(from, buffer)?;
+            Ok(lend(buffer.get(..count).unwrap_or_default()))
+        });
+        match lent {
+            Err(error) if io::Error::kind(&error) == io::ErrorKind::WouldBlock => {}
+            result => return Poll::Ready(result),
+        }
+    }
+}
+
+/// Polls for anything that a stream does: bytes, its end, its failure.
+pub fn poll_stirs(from: &TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+    loop {
+        if ready!(from.poll_read_ready(cx)).is_err() {
+            return Poll::Ready(());
+        }
+        let look = || if is_silent(from) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) };
+        if from.try_io(Interest::READABLE, look).is_ok() {
+            return Poll::Ready(());
+        }
+    }
+}
+
+/// Bytes on their way to a socket: what it has not taken yet. Nearly always none, and then without an allocation.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    left: BytesMut,
+    /// The socket takes no more.
+    broken: bool,
+}
+
+impl Outbox {
+    /// Sends bytes behind those that are left, as far as the socket takes them. A failure is told by
+    /// [`Outbox::poll_flush`].
+    pub fn send(&mut self, to: &TcpStream, bytes: &[u8]) {
+        let mut sent = 0;
+        if self.left.is_empty() && !bytes.is_empty() {
+            // The runtime may not have heard yet that there is room.
+            match rustix::net::send(to, bytes, SendFlags::NOSIGNAL).map_err(io::Error::from) {
+                Ok(count) => sent = count,
+                Err(error) => self.broken |= error.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+        self.left.extend_from_slice(bytes.get(sent..).unwrap_or_default());
+    }
+
+    /// Polls until nothing is left.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn poll_flush(&mut self, to: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.broken {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        while !self.left.is_empty() {
+            ready!(to.poll_write_ready(cx))?;
+            let left = &self.left;
+            match to.try_io(Interest::WRITABLE, || Ok(rustix::net::send(to, left, SendFlags::NOSIGNAL)?)) {
+                Ok(sent) => self.left.advance(sent),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        // What was left was much, and who waits for nothing needs no room for it.
+        self.left = BytesMut::new();
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Plain HTTP in absolute form: every request judged, and nothing passed on but what was asked.
 
+mod connections;
+
 use outgate_tests::origin::{Reply, echo, http, listen_only, page, script, websocket};
 use outgate_tests::policy::{NOTHING, allow, allow_one};
 use outgate_tests::{World, wait_until};

@@ -207,6 +207,22 @@ impl Client {
         std::mem::take(&mut self.ahead)
     }
 
+    /// Reads to the end, and says whether that is a reset. What was read stays for [`Client::rest`].
+    ///
+    /// # Panics
+    /// If nothing comes for too long.
+    pub fn ends_with_reset(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(count) => self.ahead.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return true,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
     /// Reads up to and with `end`, or to the end of the connection.
     pub fn until_end_or(&mut self, end: &[u8]) -> Vec<u8> {
         while !self.ahead.windows(end.len()).any(|window| window == end) && self.fill() > 0 {}

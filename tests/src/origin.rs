@@ -335,7 +335,7 @@ pub fn base64(bytes: &[u8]) -> String {
 }
 
 /// Reads one request; none at the end of the connection.
-fn read_request(reader: &mut impl BufRead) -> Option<Request> {
+pub fn read_request(reader: &mut impl BufRead) -> Option<Request> {
     let line = read_line(reader)?;
     let mut words = line.split(' ');
     let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());

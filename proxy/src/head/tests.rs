@@ -165,10 +165,41 @@ fn only_a_websocket_is_an_upgrade_and_an_offer_of_http_2_is_none() {
 #[test]
 fn the_fields_of_a_head_are_all_there_in_their_order() {
     let get = head("GET http://a.b/ HTTP/1.1\r\nHost: a.b\r\nAccept: x\r\nX-Y: 1\r\nAccept: z\r\n\r\n");
-    let fields = get.fields();
-    let read = |name| fields.get_all(name).iter().map(|value| value.to_str().unwrap()).collect::<Vec<_>>();
-    assert_eq!((read("host"), read("accept"), read("x-y")), (vec!["a.b"], vec!["x", "z"], vec!["1"]));
-    assert_eq!(fields.len(), 4);
+    get.with_fields(|fields| {
+        let names: Vec<&str> = fields.0.iter().map(|field| field.name).collect();
+        assert_eq!(names, ["Host", "Accept", "X-Y", "Accept"]);
+        assert_eq!(fields.all("accept").collect::<Vec<_>>(), [b"x", b"z"]);
+    });
+}
+
+#[test]
+fn whether_a_connection_goes_on_says_its_version_or_connection() {
+    for (closes, version, fields) in [
+        (false, "1.1", ""),
+        (true, "1.1", "Connection: close\r\n"),
+        (true, "1.1", "Connection: x , CLOSE\r\n"),
+        (true, "1.1", "Connection: x\r\nConnection: close\r\n"),
+        (false, "1.1", "Connection: closed\r\nX: close\r\n"),
+        (true, "1.0", ""),
+        (false, "1.0", "Connection: Keep-Alive\r\n"),
+        (true, "1.0", "Connection: keep-alive, close\r\n"),
+    ] {
+        let get = head(&format!("GET http://a.b/ HTTP/{version}\r\nHost: a.b\r\n{fields}\r\n"));
+        assert_eq!(get.close, closes, "{version} {fields:?}");
+        assert_eq!(get.version == Version::HTTP_10, version == "1.0");
+    }
+}
+
+#[test]
+fn only_a_client_that_knows_of_interim_responses_waits_for_one() {
+    for (waits, version, fields) in [
+        (true, "1.1", "Expect: 100-Continue\r\n"),
+        (false, "1.0", "Expect: 100-continue\r\n"),
+        (false, "1.1", ""),
+    ] {
+        let post = head(&format!("POST http://a.b/ HTTP/{version}\r\nHost: a.b\r\n{fields}\r\n"));
+        assert_eq!(post.expects_continue, waits, "{version} {fields:?}");
+    }
 }
 
 #[test]

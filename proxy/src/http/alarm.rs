@@ -2,7 +2,7 @@
 //!
 //! A timer that is set and taken back with each request costs an allocation and the wheel's lock twice. Deadlines only
 //! move on while something happens, so the timer stays where it was first set, rings too early, and is set again: once
-//! in two minutes and not with every request. The figures are in `origin`.
+//! in two minutes and not with every request.
 
 use std::pin::Pin;
 use std::task::Context;

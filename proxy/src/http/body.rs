@@ -1,163 +1,175 @@
-//! Bodies on their way: counted, limited, and ended when their flow ends.
+//! Where a body ends, and how its data is framed anew for the next side (RFC 9112 §6, §7.1).
+//!
+//! A body is not passed on as it came: its data is taken out of one framing and put into another, so that chunk
+//! extensions, trailers and everything else in which two readers could find different ends stays here.
 
-use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
+use std::io::Write;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
 use outgate_rules::Reason;
 
-use super::exchange::Exchanges;
-use crate::flow::Flow;
+use super::chunks::ChunkScanner;
+use crate::head::BodyLength;
 
-/// A request's body on its way up, if it has one.
-#[derive(Debug)]
-pub(super) struct Upload(Option<Sent>);
-
-#[derive(Debug)]
-struct Sent {
-    body: Incoming,
-    flow: Arc<Flow>,
-    stopped: Stopped,
+/// What is still to come of a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Body {
+    /// So many bytes; none where it is complete.
+    Bytes(u64),
+    /// Chunks.
+    Chunks(ChunkScanner),
+    /// Everything until the connection closes.
+    UntilClose,
 }
 
-/// Why an upload was stopped, told to whoever waits for the response.
-pub(super) type Stopped = Arc<OnceLock<Reason>>;
-
-/// An upload ended before its end.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum UploadError {
-    /// By a limit.
-    #[error("{}", .0.sentence())]
-    Limit(Reason),
-    /// By the client.
-    #[error(transparent)]
-    Client(#[from] hyper::Error),
+/// How a body is sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// As it is: its length was said, or the connection closes behind it.
+    Plain,
+    /// In chunks, of which each is what was there to be read.
+    Chunks,
 }
 
-impl Upload {
-    /// No body.
-    pub(super) fn nothing() -> Self {
-        Self(None)
-    }
-
-    /// A body, and where it says why it was stopped.
-    pub(super) fn new(body: Incoming, flow: &Arc<Flow>) -> (Self, Stopped) {
-        let stopped = Stopped::default();
-        (Self(Some(Sent { body, flow: Arc::clone(flow), stopped: Arc::clone(&stopped) })), stopped)
-    }
-}
-
-impl Sent {
-    /// Takes what the limits grant of a frame's data.
-    fn limit(&self, data: Bytes) -> Bytes {
-        let grant = self.flow.take_up(data.len());
-        if let Some(reason) = grant.stop {
-            // The first reason is the reason.
-            let _ = self.stopped.set(reason);
+impl Body {
+    /// The body of a request.
+    pub(super) fn of(length: BodyLength) -> Self {
+        match length {
+            BodyLength::None => Self::Bytes(0),
+            BodyLength::Bytes(length) => Self::Bytes(length),
+            BodyLength::Chunked => Self::Chunks(ChunkScanner::new()),
         }
-        data.slice(..data.len().min(grant.bytes as usize))
     }
-}
 
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = UploadError;
+    /// The body of a response.
+    pub(super) fn chunks_of_origin() -> Self {
+        Self::Chunks(ChunkScanner::of_origin())
+    }
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-        let Some(sent) = &mut self.0 else { return Poll::Ready(None) };
-        if let Some(reason) = sent.stopped.get() {
-            return Poll::Ready(Some(Err(UploadError::Limit(*reason))));
+    /// Whether it is complete.
+    pub(super) fn is_done(&self) -> bool {
+        match self {
+            Self::Bytes(left) => *left == 0,
+            Self::Chunks(scanner) => scanner.is_done(),
+            Self::UntilClose => false,
         }
-        let Some(frame) = ready!(Pin::new(&mut sent.body).poll_frame(cx)) else { return Poll::Ready(None) };
-        Poll::Ready(Some(match frame {
-            Ok(frame) => Ok(match frame.into_data() {
-                Ok(data) => Frame::data(sent.limit(data)),
-                Err(trailers) => trailers,
-            }),
-            Err(error) => Err(error.into()),
-        }))
     }
 
-    fn is_end_stream(&self) -> bool {
-        // A body that a limit has cut off is not at its end, though the client's may be.
-        self.0.as_ref().is_none_or(|sent| sent.stopped.get().is_none() && sent.body.is_end_stream())
+    /// Whether the end of its stream completes it.
+    pub(super) fn ends_with_stream(&self) -> bool {
+        matches!(self, Self::UntilClose)
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or(SizeHint::with_exact(0), |sent| sent.body.size_hint())
-    }
-}
-
-/// What a client gets as a body.
-#[derive(Debug)]
-pub(super) enum Download {
-    /// What the origin sends, while it is on its way.
-    Passing(Arc<Exchanges>),
-    /// What the origin has sent, which was nothing, or has been passed on.
-    Passed,
-    /// An answer of the gate's own.
-    Own(Full<Bytes>),
-    /// Nothing.
-    Nothing,
-}
-
-/// A response ended before its end: the client's connection is cut, so that what it got does not look whole.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("the response ended early")]
-pub(super) struct DownloadError;
-
-/// The next frame of a response, and whether more may come.
-pub(super) type Next = (Option<Result<Frame<Bytes>, DownloadError>>, bool);
-
-impl Body for Download {
-    type Data = Bytes;
-    type Error = DownloadError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
-        match &mut *self {
-            Self::Passing(exchanges) => {
-                let (frame, more) = ready!(exchanges.poll_down(cx));
-                if !more {
-                    *self = Self::Passed;
-                }
-                Poll::Ready(frame)
+    /// Gives what `bytes` have of its data to `data`, piece by piece, and says how many of them belong to it.
+    ///
+    /// # Errors
+    /// [`Reason::ChunkMalformed`], or what `data` says.
+    pub(super) fn take(
+        &mut self,
+        bytes: &[u8],
+        mut data: impl FnMut(&[u8]) -> Result<(), Reason>,
+    ) -> Result<usize, Reason> {
+        let mine = match self {
+            Self::Chunks(scanner) => return scanner.take(bytes, data),
+            Self::Bytes(left) => {
+                let mine = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= mine as u64;
+                mine
             }
-            Self::Own(own) => Pin::new(own).poll_frame(cx).map_err(|never| match never {}),
-            Self::Passed | Self::Nothing => Poll::Ready(None),
+            Self::UntilClose => bytes.len(),
+        };
+        if mine > 0 {
+            data(bytes.get(..mine).unwrap_or_default())?;
+        }
+        Ok(mine)
+    }
+}
+
+impl Framing {
+    /// How the body of a request is sent on: an origin is told how long it is, as the client told.
+    pub(super) fn of(length: BodyLength) -> Self {
+        match length {
+            BodyLength::None | BodyLength::Bytes(_) => Self::Plain,
+            BodyLength::Chunked => Self::Chunks,
         }
     }
 
-    fn is_end_stream(&self) -> bool {
-        match self {
-            // What the origin's fields say of the length is passed on, and is not replaced by what is known here.
-            Self::Passing(_) | Self::Passed => false,
-            Self::Own(own) => own.is_end_stream(),
-            Self::Nothing => true,
+    /// Appends some data.
+    pub(super) fn put(self, data: &[u8], out: &mut Vec<u8>) {
+        if self == Self::Plain {
+            return out.extend_from_slice(data);
+        }
+        // A chunk of no bytes would be the last.
+        if !data.is_empty() {
+            // Writing to memory does not fail.
+            _ = write!(out, "{:x}\r\n", data.len());
+            out.extend_from_slice(data);
+            out.extend_from_slice(b"\r\n");
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Passing(_) | Self::Passed => SizeHint::default(),
-            Self::Own(own) => own.size_hint(),
-            Self::Nothing => SizeHint::with_exact(0),
+    /// Appends the end.
+    pub(super) fn end(self, out: &mut Vec<u8>) {
+        if self == Self::Chunks {
+            out.extend_from_slice(b"0\r\n\r\n");
         }
     }
 }
 
-impl Drop for Download {
-    fn drop(&mut self) {
-        if let Self::Passing(exchanges) = self {
-            exchanges.client_left();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left of a body behind some bytes, and those of its data.
+    fn take(body: &mut Body, bytes: &[u8]) -> (usize, Vec<u8>) {
+        let mut all = Vec::new();
+        let mine = body.take(bytes, |data| {
+            all.extend_from_slice(data);
+            Ok(())
+        });
+        (mine.unwrap(), all)
+    }
+
+    #[test]
+    fn a_body_takes_what_is_its_own_and_no_more() {
+        let mut body = Body::of(BodyLength::Bytes(7));
+        assert_eq!(take(&mut body, b"some"), (4, b"some".to_vec()));
+        assert!(!body.is_done());
+        assert_eq!(take(&mut body, b"oneGET / HTTP/1.1"), (3, b"one".to_vec()));
+        assert!(body.is_done());
+
+        let mut body = Body::of(BodyLength::Chunked);
+        assert_eq!(take(&mut body, b"3;x=y\r\nabc\r\n2\r\nd"), (16, b"abcd".to_vec()));
+        assert_eq!(take(&mut body, b"e\r\n0\r\nA: b\r\n\r\nGET"), (14, b"e".to_vec()));
+        assert!(body.is_done());
+
+        let mut body = Body::UntilClose;
+        assert_eq!(take(&mut body, b"all"), (3, b"all".to_vec()));
+        assert!(!body.is_done() && body.ends_with_stream());
+    }
+
+    #[test]
+    fn what_is_framed_anew_is_the_same_data() {
+        for size in [1, 9, 10, 15, 16, 17, 255, 4096, 65_536] {
+            let data = vec![b'x'; size];
+            let mut framed = Vec::new();
+            Framing::Chunks.put(&data, &mut framed);
+            Framing::Chunks.put(b"", &mut framed);
+            Framing::Chunks.put(b"end", &mut framed);
+            Framing::Chunks.end(&mut framed);
+            let mut body = Body::of(BodyLength::Chunked);
+            assert_eq!(take(&mut body, &framed), (framed.len(), [&data[..], b"end"].concat()));
+            assert!(body.is_done());
+        }
+    }
+
+    #[test]
+    fn whoever_takes_the_data_can_end_it() {
+        for (mut body, bytes) in [
+            (Body::Bytes(3), &b"abc"[..]),
+            (Body::of(BodyLength::Chunked), b"3\r\nabc\r\n"),
+            (Body::UntilClose, b"a"),
+        ] {
+            assert_eq!(body.take(bytes, |_| Err(Reason::UploadLimit)), Err(Reason::UploadLimit));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Chunked bodies, checked byte by byte while they pass: a chunk that lies about its length, or whose lines
-//! two readers could split differently, ends the request (RFC 9112 §7.1).
+//! Chunked bodies, checked byte by byte while their data is taken out: a chunk that lies about its length, or whose
+//! lines two readers could split differently, ends the request (RFC 9112 §7.1).
 
 use outgate_rules::Reason;
 
@@ -16,12 +16,16 @@ pub(super) struct ChunkScanner {
     line: usize,
     /// Bytes of the trailers so far.
     trailers: usize,
+    /// Whether spaces may follow a size.
+    padded: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// In the digits of a size.
     Size { size: u64, digits: u8 },
+    /// In spaces behind a size.
+    Padding { size: u64 },
     /// In an extension, of which nothing is used.
     Extension { size: u64 },
     /// Before the LF of a size line.
@@ -41,8 +45,14 @@ enum State {
 }
 
 impl ChunkScanner {
+    /// What a client sends.
     pub(super) fn new() -> Self {
-        Self { state: State::Size { size: 0, digits: 0 }, line: 0, trailers: 0 }
+        Self { state: State::Size { size: 0, digits: 0 }, line: 0, trailers: 0, padded: false }
+    }
+
+    /// What an origin sends: some fill a size up with spaces (RFC 9112 §7.1.1, "bad" whitespace).
+    pub(super) fn of_origin() -> Self {
+        Self { padded: true, ..Self::new() }
     }
 
     /// Whether the body is complete.
@@ -50,15 +60,20 @@ impl ChunkScanner {
         self.state == State::Done
     }
 
-    /// Checks `bytes` and says how many of them belong to the body.
+    /// Checks `bytes`, gives what they have of the body's data to `data`, and says how many of them belong to the body.
     ///
     /// # Errors
-    /// [`Reason::ChunkMalformed`] at the first byte that does not fit.
-    pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
+    /// [`Reason::ChunkMalformed`] at the first byte that does not fit, or what `data` says.
+    pub(super) fn take(
+        &mut self,
+        bytes: &[u8],
+        mut data: impl FnMut(&[u8]) -> Result<(), Reason>,
+    ) -> Result<usize, Reason> {
         let mut at = 0;
         while let Some(byte) = bytes.get(at).filter(|_| !self.is_done()) {
             if let State::Data { left } = self.state {
                 let here = (bytes.len() - at).min(usize::try_from(left).unwrap_or(usize::MAX));
+                data(bytes.get(at..at + here).unwrap_or_default())?;
                 at += here;
                 self.state = match left - here as u64 {
                     0 => State::DataCr,
@@ -80,8 +95,13 @@ impl ChunkScanner {
                 Some(State::Size { size: size << 4 | u64::from(digit), digits: digits + 1 })
             }
             (State::Size { digits: 0, .. }, _) => None,
-            (State::Size { size, .. } | State::Extension { size }, b'\r') => Some(State::SizeEnd { size }),
-            (State::Size { size, .. }, b';') => Some(State::Extension { size }),
+            (State::Size { size, .. } | State::Padding { size } | State::Extension { size }, b'\r') => {
+                Some(State::SizeEnd { size })
+            }
+            (State::Size { size, .. } | State::Padding { size }, b';') => Some(State::Extension { size }),
+            (State::Size { size, .. } | State::Padding { size }, b' ' | b'\t') if self.padded => {
+                Some(State::Padding { size })
+            }
             (State::Extension { .. }, b' '..=b'~' | b'\t') => Some(self.state),
             (State::SizeEnd { size: 0 }, b'\n') => Some(State::Trailer { empty: true }),
             (State::SizeEnd { size }, b'\n') => Some(State::Data { left: size }),
@@ -112,7 +132,7 @@ mod tests {
 
     fn scan(text: &[u8]) -> Result<(usize, bool), Reason> {
         let mut scanner = ChunkScanner::new();
-        let consumed = scanner.advance(text)?;
+        let consumed = scanner.take(text, |_| Ok(()))?;
         Ok((consumed, scanner.is_done()))
     }
 
@@ -134,10 +154,17 @@ mod tests {
         let text = b"5;x=y\r\nhello\r\n3\r\nabc\r\n0\r\nA: b\r\n\r\n";
         for cut in 0..=text.len() {
             let mut scanner = ChunkScanner::new();
+            let mut data = Vec::new();
             let (one, two) = text.split_at(cut);
-            assert_eq!(scanner.advance(one), Ok(one.len()), "cut at {cut}");
-            assert_eq!(scanner.advance(two), Ok(two.len()), "cut at {cut}");
+            for part in [one, two] {
+                let taken = scanner.take(part, |piece| {
+                    data.extend_from_slice(piece);
+                    Ok(())
+                });
+                assert_eq!(taken, Ok(part.len()), "cut at {cut}");
+            }
             assert!(scanner.is_done());
+            assert_eq!(data, b"helloabc", "cut at {cut}");
         }
     }
 
@@ -164,6 +191,16 @@ mod tests {
             b"0\r\n\n",
         ] {
             assert_eq!(scan(text), Err(Reason::ChunkMalformed), "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn an_origin_may_fill_a_size_up_with_spaces() {
+        let text = b"5  \r\nhello\r\n0 ;x\r\n\r\n";
+        assert_eq!(ChunkScanner::of_origin().take(text, |_| Ok(())), Ok(text.len()));
+        for text in [&b"5 5\r\n"[..], b" 5\r\n", b"5 \nhello"] {
+            let taken = ChunkScanner::of_origin().take(text, |_| Ok(()));
+            assert_eq!(taken, Err(Reason::ChunkMalformed), "{}", text.escape_ascii());
         }
     }
 

@@ -1,24 +1,22 @@
 //! One request and its response.
 
-use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderValue};
-use http::{Request, Response, StatusCode, Uri, Version};
-use hyper::body::{Body, Frame, Incoming};
+use bytes::BytesMut;
+use http::{Method, Version};
 use outgate_rules::{Denial, Destination, Host, Intercepted, Port, Protocol, Reason, Seen};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
-use super::body::{Download, DownloadError, Next, Stopped, Upload};
-use super::fields;
-use super::origin::{Origin, Unanswered};
-use super::wire::Shared;
+use super::body::Body;
+use super::origin::Origin;
+use super::transfer::{Broken, Passed, Transfer};
 use crate::answer::Answer;
+use crate::client::Client;
 use crate::dial::Speaker;
 use crate::flow::{Flow, OpenFlow};
 use crate::gate::Gate;
@@ -48,217 +46,109 @@ pub(super) struct Exchanges {
     gate: Arc<Gate>,
     session: Session,
     form: Form,
-    shared: Arc<Shared>,
     /// What the connection has sent over each rule.
     connection: Connection,
-    count: AtomicU64,
-    state: Mutex<State>,
-}
-
-/// What stays between two requests, or between two looks at a response.
-#[derive(Debug, Default)]
-struct State {
+    count: u64,
     /// The origin of the last request, kept for the next.
-    kept: Option<Box<Origin>>,
-    /// The response that is on its way.
-    passing: Option<Passing>,
-    /// Whether it has just broken off: what there is of it goes out before the client's connection is cut.
-    broke_off: bool,
-    switched: Option<Switched>,
+    kept: Option<Origin>,
 }
 
-/// A response on its way to the client.
+/// What becomes of the client's connection behind an exchange.
 #[derive(Debug)]
-struct Passing {
-    /// What is still to come of it; none where only the rest of the request is still on its way up.
-    body: Option<Incoming>,
-    origin: Box<Origin>,
-    flow: OpenFlow,
-    trail: Trail,
-}
-
-/// Whether there is more to do at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tended {
-    /// Nothing before somebody else does something.
-    Done,
-    /// The client's side may go on.
-    GoOn,
-    /// The gate has ended the flow whose response the client is in the middle of.
+pub(super) enum Then {
+    /// The next request.
+    Next,
+    /// These last bytes, and its end.
+    Goodbye(Vec<u8>),
+    /// Its end in the middle of something, or the client has ended it itself.
     Cut,
+    /// It has become a WebSocket.
+    Switched(Switched),
 }
 
 /// A connection that has become a WebSocket.
 #[derive(Debug)]
 pub(super) struct Switched {
     pub(super) origin: TcpStream,
-    /// What the origin has sent already.
-    pub(super) first_down: Bytes,
+    /// The head that tells the client.
+    pub(super) head: Vec<u8>,
+    /// What the origin has sent behind its own.
+    pub(super) first_down: BytesMut,
     pub(super) flow: OpenFlow,
     pub(super) trail: Trail,
 }
 
-/// A request that has been sent, and what came back.
-struct Answered {
-    response: Response<Incoming>,
-    origin: Box<Origin>,
-    flow: OpenFlow,
-    trail: Trail,
-}
-
 /// Where a request is about to go.
 struct Ready {
-    origin: Box<Origin>,
+    origin: Origin,
     flow: OpenFlow,
     trail: Trail,
     /// Whether the connection has carried requests before, and may have been closed since.
     used: bool,
 }
 
+/// What became of a request that was sent.
+struct Carried {
+    /// The status of its response, if the client has that.
+    status: Option<u16>,
+    ended: Result<Passed, Broken>,
+}
+
+/// A request that goes no further, and what it asked for.
+struct Denied {
+    denial: Denial,
+    subject: Asked,
+}
+
 impl Exchanges {
-    pub(super) fn new(gate: &Arc<Gate>, session: &Session, form: Form, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(gate: &Arc<Gate>, session: &Session, form: Form) -> Self {
         Self {
             gate: Arc::clone(gate),
             session: session.clone(),
             form,
-            shared,
             connection: Connection::default(),
-            count: AtomicU64::new(0),
-            state: Mutex::default(),
+            count: 0,
+            kept: None,
         }
     }
 
-    /// Answers a request, whose head the wire has read: with the origin's response, or with a denial.
-    pub(super) async fn answer(
-        self: Arc<Self>,
-        head: Option<RequestHead>,
-        request: Request<Incoming>,
-    ) -> Result<Response<Download>, Infallible> {
-        let Some(head) = head else {
-            // hyper has seen a head that the wire has not: nothing is known of it, so nothing goes on.
-            return Ok(self.deny(Reason::HeadMalformed.into(), &"the request"));
-        };
-        let response = self.exchange(head, request).await.unwrap_or_else(|response| response);
-        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        Ok(if self.shared.is_last() && !switched { closing(response) } else { response })
-    }
-
-    /// The connection that this one has become, if it has.
-    pub(super) fn take_switched(&self) -> Option<Switched> {
-        self.state().switched.take()
-    }
-
-    /// Does what there is to do besides the client's side: on the origin's connection, and for the flow.
-    pub(super) fn tend(&self, cx: &mut Context<'_>) -> Tended {
-        let mut state = self.state();
-        if let Some(kept) = &mut state.kept {
-            kept.drive_if_woken(cx);
-            state.kept.take_if(|kept| kept.is_over());
-        }
-        if std::mem::take(&mut state.broke_off) {
-            return Tended::GoOn;
-        }
-        let Some(passing) = &mut state.passing else { return Tended::Done };
-        let driven = passing.origin.drive_if_woken(cx);
-        if let Poll::Ready(reason) = passing.flow.poll_ended(cx) {
-            let passing = state.passing.take();
-            drop(state);
-            if let Some(Passing { trail, .. }) = passing {
-                close(trail, Outcome::gate(reason));
-            }
-            return Tended::Cut;
-        }
-        if passing.body.is_none() && passing.origin.is_settled() {
-            self.passed(&mut state);
-        }
-        if driven { Tended::GoOn } else { Tended::Done }
-    }
-
-    /// Polls for the next frame of the response, and whether more may come. It is the gate's end of the body, so it
-    /// closes the records before hyper sees the last of it.
-    pub(super) fn poll_down(&self, cx: &mut Context<'_>) -> Poll<Next> {
-        let mut state = self.state();
-        let Some(passing) = &mut state.passing else {
-            return Poll::Ready((Some(Err(DownloadError)), false));
-        };
-        let frame = match ready!(passing.poll_frame(cx)) {
-            Some(Ok(frame)) => frame,
-            Some(Err(_)) => {
-                state.broke_off = true;
-                if let Some(Passing { trail, .. }) = state.passing.take() {
-                    close(trail, Outcome::failed(Reason::OriginClosed));
-                }
-                return Poll::Pending;
-            }
-            None => {
-                self.end_body(&mut state);
-                return Poll::Ready((None, false));
-            }
-        };
-        passing.flow.count_down(frame.data_ref().map_or(0, Bytes::len));
-        let more = !passing.body.as_ref().is_none_or(Body::is_end_stream);
-        if !more {
-            self.end_body(&mut state);
-        }
-        Poll::Ready((Some(Ok(frame)), more))
-    }
-
-    /// The client wants no more of the response. Its records close themselves.
-    pub(super) fn client_left(&self) {
-        let left = self.state().passing.take_if(|passing| passing.body.is_some());
-        drop(left);
-    }
-
-    /// The response is complete. The request may not be: then the flow goes on until it is.
-    fn end_body(&self, state: &mut State) {
-        if let Some(passing) = &mut state.passing {
-            passing.body = None;
-            if passing.origin.is_settled() {
-                self.passed(state);
-            }
+    /// Answers a request: with the origin's response, or with a denial.
+    pub(super) async fn answer(&mut self, client: &mut Client, head: &RequestHead) -> Then {
+        self.count += 1;
+        match unless_it_leaves(client, self.prepare(head)).await {
+            Some(Ok(ready)) => self.transfer(client, head, ready).await,
+            Some(Err(denied)) => Box::pin(self.deny(client, head, denied)).await,
+            // Its records close themselves.
+            None => Then::Cut,
         }
     }
 
-    /// The exchange is over. The next one may use its connection, if that is ready for it.
-    fn passed(&self, state: &mut State) {
-        if let Some(Passing { origin, flow, trail, .. }) = state.passing.take() {
-            state.kept = origin.is_ready().then_some(origin);
-            close(trail, Outcome::side(EndedBy::Origin));
-            drop(flow);
-            self.shared.answered();
-        }
+    /// Leaves the kept connection if anything happens on it.
+    pub(super) fn tend(&mut self, cx: &mut Context<'_>) {
+        self.kept.take_if(|kept| kept.poll_stirs(cx).is_ready());
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn exchange(
-        self: &Arc<Self>,
-        head: RequestHead,
-        request: Request<Incoming>,
-    ) -> Result<Response<Download>, Response<Download>> {
-        let (destination, wanted) = match self.wanted(&head) {
+    /// Decides on a request, and finds it a connection.
+    async fn prepare(&mut self, head: &RequestHead) -> Result<Ready, Denied> {
+        let (destination, wanted) = match self.wanted(head) {
             Ok(wanted) => wanted,
             Err(reason) => {
-                let flow = self.flow(&head, asked(&head));
+                let flow = self.flow(head, asked(head));
                 Box::pin(path::reject(&self.gate, &flow, reason)).await;
-                return Err(self.deny(reason.into(), &flow.asked));
+                return Err(Denied { denial: reason.into(), subject: flow.asked });
             }
         };
-        let flow = self.flow(&head, Asked::Destination(destination.clone()));
-        let sent = async {
+        let flow = self.flow(head, Asked::Destination(destination.clone()));
+        let ready = async {
             let vetted = path::decide(&self.gate, flow, wanted).await?.vet().await?;
-            self.send(vetted, &head, request, &destination).await
-        };
-        let passed = match sent.await {
-            Ok(answered) if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Box::pin(self.switch(&head, answered)).await
+            let ready = self.ready(vetted, head, &destination).await?;
+            // A request's line and fields can carry data out as well as its body can.
+            match ready.flow.take_up(head.raw.len()).stop {
+                Some(reason) => Err(fail(ready.trail, reason).await),
+                None => Ok(ready),
             }
-            Ok(answered) => self.pass_down(answered).await,
-            Err(denial) => Err(denial),
         };
-        passed.map_err(|denial| self.deny(denial, &destination))
+        ready.await.map_err(|denial| Denied { denial, subject: Asked::Destination(destination) })
     }
 
     /// What a request asks for, and what is decided on.
@@ -298,7 +188,7 @@ impl Exchanges {
         record::Flow {
             session: self.session.clone(),
             kind: Kind::Http,
-            exchange: Some(self.count.fetch_add(1, Ordering::Relaxed) + 1),
+            exchange: Some(self.count),
             asked,
             protocol: Protocol::Tcp,
             request: Some(HttpRequest::new(head.method.as_str(), head.target.path())),
@@ -306,57 +196,16 @@ impl Exchanges {
         }
     }
 
-    /// Sends a request over the connection of the last one, where that leads to the right place, or over a new
-    /// one. The flow's records are closed unless there is a response.
-    async fn send(
-        &self,
+    /// The connection of the last request, where that leads to the right place and is still there, or a new one.
+    async fn ready(
+        &mut self,
         vetted: Vetted,
         head: &RequestHead,
-        request: Request<Incoming>,
         destination: &Destination,
-    ) -> Result<Answered, Denial> {
-        let Ready { mut origin, flow, trail, used } = self.ready(vetted, destination).await?;
-        // A request's line and fields can carry data out as well as its body can.
-        if let Some(reason) = flow.take_up(head.raw.len()).stop {
-            return Err(fail(trail, reason).await);
-        }
-        let (request, stopped) = to_origin(head, request, origin.host(), &flow);
-        let sent = match origin.send(request, &flow).await {
-            Err(Unanswered::NotSent(request)) if used => {
-                Box::pin(self.send_over_new(&mut origin, *request, &flow)).await
-            }
-            Err(Unanswered::Failed(Reason::OriginClosed)) if used && is_replayable(head) => {
-                let again = again(head, origin.host());
-                Box::pin(self.send_over_new(&mut origin, again, &flow)).await
-            }
-            sent => sent,
-        };
-        match sent {
-            Ok(response) => Ok(Answered { response, origin, flow, trail }),
-            Err(unanswered) => {
-                let stopped = stopped.and_then(|stopped| stopped.get().copied());
-                let reason = self.shared.bad_body().or(stopped);
-                Err(fail(trail, reason.unwrap_or(unanswered.reason())).await)
-            }
-        }
-    }
-
-    /// The kept connection was closed by the origin while the request was on its way: that is no failure of
-    /// the request (RFC 9112 §9.3.1), so it gets one more connection to the same address.
-    async fn send_over_new(
-        &self,
-        origin: &mut Origin,
-        request: Request<Upload>,
-        flow: &Flow,
-    ) -> Result<Response<Incoming>, Unanswered> {
-        origin.dial_again(&self.gate, self.session.client.ip()).await.map_err(Unanswered::Failed)?;
-        origin.send(request, flow).await
-    }
-
-    async fn ready(&self, vetted: Vetted, destination: &Destination) -> Result<Ready, Denial> {
-        let kept = self.state().kept.take();
-        if let Some(origin) = kept
+    ) -> Result<Ready, Denial> {
+        if let Some(origin) = self.kept.take()
             && let Some(address) = origin.serves(destination, vetted.addresses())
+            && is_there(&origin, head).await
         {
             let (flow, _, trail) = vetted.open(&address, Some(&self.connection)).await?;
             return Ok(Ready { origin, flow, trail, used: true });
@@ -367,75 +216,142 @@ impl Exchanges {
     async fn dial(&self, vetted: Vetted, destination: &Destination) -> Result<Ready, Denial> {
         let Dialled { origin, address, flow, trail, .. } =
             vetted.dial(Speaker::Client, Some(&self.connection)).await?;
-        match Origin::new(origin, destination.clone(), address).await {
-            Ok(origin) => Ok(Ready { origin, flow, trail, used: false }),
-            Err(reason) => Err(fail(trail, reason).await),
+        let origin = Origin::new(origin, destination.clone(), address);
+        Ok(Ready { origin, flow, trail, used: false })
+    }
+
+    /// Passes a request on, and its response back. The flow's records are closed when this returns.
+    async fn transfer(&mut self, client: &mut Client, head: &RequestHead, ready: Ready) -> Then {
+        let Ready { mut origin, flow, mut trail, used } = ready;
+        let mut carried = self.carry(client, head, &mut origin, &flow).await;
+        if carried.ended == Err(Broken::Unheard) && used && is_replayable(head) {
+            carried = Box::pin(self.carry_over_new(client, head, &mut origin, &flow)).await;
+        }
+        let Carried { status, ended } = carried;
+        _ = status.map(|status| trail.saw_status(status));
+        match ended {
+            Ok(Passed::Whole { origin_stays, client_stays }) => {
+                self.kept = origin_stays.then_some(origin);
+                close(trail, Outcome::side(EndedBy::Origin));
+                if client_stays { Then::Next } else { Then::Goodbye(Vec::new()) }
+            }
+            Ok(Passed::WebSocket(head)) => {
+                trail.saw_status(101);
+                let Origin { stream: origin, ahead: first_down, .. } = origin;
+                Then::Switched(Switched { origin, head, first_down, flow, trail })
+            }
+            Err(broken) => Box::pin(self.broke(client, head, trail, broken, status)).await,
         }
     }
 
-    /// Hands the response to the client while its body is still coming.
-    async fn pass_down(self: &Arc<Self>, answered: Answered) -> Result<Response<Download>, Denial> {
-        let Answered { response, origin, flow, mut trail } = answered;
-        if fields::is_ambiguous(response.headers()) {
-            return Err(fail(trail, Reason::OriginResponse).await);
-        }
-        let (mut parts, body) = response.into_parts();
-        trail.saw_status(parts.status.as_u16());
-        fields::pass_on(&mut parts.headers);
-        let is_empty = body.is_end_stream();
-        let mut state = self.state();
-        let passing = Passing { body: Some(body), origin, flow, trail };
-        // A request whose rest has not gone up by the time that the next one is answered never will.
-        if let Some(Passing { trail, .. }) = state.passing.replace(passing) {
-            close(trail, Outcome::side(EndedBy::Origin));
-        }
-        if !is_empty {
-            return Ok(Response::from_parts(parts, Download::Passing(Arc::clone(self))));
-        }
-        // hyper may never ask for a body that is none.
-        self.end_body(&mut state);
-        Ok(Response::from_parts(parts, Download::Passed))
+    async fn carry(
+        &self,
+        client: &mut Client,
+        head: &RequestHead,
+        origin: &mut Origin,
+        flow: &Flow,
+    ) -> Carried {
+        let mut transfer = Transfer::begin(client, origin, flow, head, &self.gate.draining);
+        let ended = transfer.run().await;
+        Carried { status: transfer.status(), ended }
     }
 
-    /// The origin has switched protocols: the connection becomes a tunnel, if the client asked for that.
-    async fn switch(&self, head: &RequestHead, answered: Answered) -> Result<Response<Download>, Denial> {
-        let Answered { response, origin, flow, mut trail } = answered;
-        let agreed = response
-            .headers()
-            .get(header::UPGRADE)
-            .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        if !head.websocket || !agreed {
-            return Err(fail(trail, Reason::OriginSwitched).await);
+    /// The kept connection was closed by the origin while the request was on its way: that is no failure of the request
+    /// (RFC 9112 §9.3.1), so it gets one more connection to the same address.
+    async fn carry_over_new(
+        &self,
+        client: &mut Client,
+        head: &RequestHead,
+        origin: &mut Origin,
+        flow: &Flow,
+    ) -> Carried {
+        let dialled = origin.dial_again(&self.gate, self.session.client.ip());
+        match unless_it_leaves(client, dialled).await {
+            Some(Ok(())) => self.carry(client, head, origin, flow).await,
+            Some(Err(reason)) => Carried { status: None, ended: Err(Broken::Failed(reason)) },
+            None => Carried { status: None, ended: Err(Broken::Left) },
         }
-        trail.saw_status(response.status().as_u16());
-        let (stream, first_down) = match origin.switched().await {
-            Ok(switched) => switched,
-            Err(reason) => return Err(fail(trail, reason).await),
+    }
+
+    /// Closes the records of a transfer that ended before its end. A client that has seen nothing of a response gets an
+    /// answer; one that has, an end that does not look like one of the response.
+    async fn broke(
+        &self,
+        client: &mut Client,
+        head: &RequestHead,
+        trail: Trail,
+        broken: Broken,
+        status: Option<u16>,
+    ) -> Then {
+        let reason = match broken {
+            Broken::Left => {
+                close(trail, Outcome::side(EndedBy::Client));
+                return Then::Cut;
+            }
+            Broken::Unheard => Reason::OriginClosed,
+            Broken::Failed(reason) => reason,
         };
-        let (mut parts, _) = response.into_parts();
-        fields::pass_on(&mut parts.headers);
-        fields::ask_for_websocket(&mut parts.headers);
-        self.state().switched = Some(Switched { origin: stream, first_down, flow, trail });
-        Ok(Response::from_parts(parts, Download::Nothing))
+        if status.is_some() {
+            close(trail, Outcome::failed(reason));
+            return Then::Cut;
+        }
+        let denial = fail(trail, reason).await;
+        let subject = self.destination(head).map_or_else(|_| asked(head), Asked::Destination);
+        // Of a body nobody knows any more where it stands.
+        self.tell(client, head, &Denied { denial, subject }, head.body == BodyLength::None).await
     }
 
-    fn deny(&self, denial: Denial, subject: &dyn std::fmt::Display) -> Response<Download> {
-        self.shared.answered();
-        Answer::new(denial, subject).to_response().map(Download::Own)
+    /// Tells a client why its request went nowhere.
+    async fn deny(&self, client: &mut Client, head: &RequestHead, denied: Denied) -> Then {
+        let is_whole = forget_body(client, head.body);
+        self.tell(client, head, &denied, is_whole).await
+    }
+
+    /// Sends a denial. The connection may go on where the request `is_whole`.
+    async fn tell(&self, client: &Client, head: &RequestHead, denied: &Denied, is_whole: bool) -> Then {
+        let Denied { denial, subject } = denied;
+        let stays =
+            is_whole && !head.close && head.version != Version::HTTP_10 && !self.gate.draining.is_cancelled();
+        let answer = Answer::new(denial.clone(), subject).to_request(stays, head.method != Method::HEAD);
+        if !stays {
+            return Then::Goodbye(answer);
+        }
+        match timeout(self.gate.limits.head, client.send(&answer)).await {
+            Ok(Ok(())) => Then::Next,
+            Ok(Err(_)) | Err(_) => Then::Cut,
+        }
     }
 }
 
-impl Passing {
-    /// Polls for the next frame, and drives the connection only if there is none.
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let quiet = &mut Context::from_waker(Waker::noop());
-        if let Poll::Ready(frame) = self.origin.muffled(|| Pin::new(&mut *body).poll_frame(quiet)) {
-            return Poll::Ready(frame);
+/// Waits for something, unless the client leaves meanwhile.
+async fn unless_it_leaves<T>(client: &mut Client, awaited: impl Future<Output = T>) -> Option<T> {
+    let mut awaited = pin!(awaited);
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = awaited.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
         }
-        self.origin.drive(cx);
-        self.origin.muffled(|| Pin::new(body).poll_frame(quiet))
-    }
+        match client.poll_peek(cx) {
+            Poll::Ready(Ok([]) | Err(_)) => Poll::Ready(None),
+            Poll::Ready(Ok(_)) | Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Whether a kept connection can carry this request. The runtime may not have heard yet that the origin has closed it:
+/// a request that cannot be sent twice asks the kernel.
+async fn is_there(origin: &Origin, head: &RequestHead) -> bool {
+    let stirs = poll_fn(|cx| Poll::Ready(origin.poll_stirs(cx).is_ready())).await;
+    !stirs && (is_replayable(head) || origin.is_silent())
+}
+
+/// Forgets a body that goes nowhere, and says whether all of it has come: what is still to come of it would be read as
+/// the next request.
+fn forget_body(client: &mut Client, length: BodyLength) -> bool {
+    let mut body = Body::of(length);
+    let Ok(mine) = body.take(client.ahead(), |_| Ok(())) else { return false };
+    client.consume(mine);
+    body.is_done()
 }
 
 /// What a request that is rejected asked for, as far as it can be told.
@@ -474,51 +390,7 @@ fn close(trail: Trail, outcome: Outcome) {
     drop(trail.close_now(outcome));
 }
 
-/// The request as the origin gets it, made anew from what was decided on.
-fn to_origin(
-    head: &RequestHead,
-    request: Request<Incoming>,
-    host: &HeaderValue,
-    flow: &Arc<Flow>,
-) -> (Request<Upload>, Option<Stopped>) {
-    let (mut parts, body) = request.into_parts();
-    parts.uri = uri(head);
-    parts.version = Version::HTTP_11;
-    parts.extensions.clear();
-    fields::to_origin(&mut parts.headers, host);
-    if head.websocket {
-        fields::ask_for_websocket(&mut parts.headers);
-    }
-    if head.body == BodyLength::None {
-        return (Request::from_parts(parts, Upload::nothing()), None);
-    }
-    let (body, stopped) = Upload::new(body, flow);
-    (Request::from_parts(parts, body), Some(stopped))
-}
-
-/// A path that was read strictly is a URI; were it not, `/` would be asked for.
-fn uri(head: &RequestHead) -> Uri {
-    Uri::try_from(head.target.path()).unwrap_or_default()
-}
-
 /// Whether a request may be sent a second time (RFC 9110 §9.2.2), and can be: it has no body to be read twice.
 fn is_replayable(head: &RequestHead) -> bool {
     head.method.is_safe() && head.body == BodyLength::None && !head.websocket
-}
-
-/// A request without a body, once more.
-fn again(head: &RequestHead, host: &HeaderValue) -> Request<Upload> {
-    let mut again = Request::new(Upload::nothing());
-    *again.method_mut() = head.method.clone();
-    *again.uri_mut() = uri(head);
-    let mut fields: HeaderMap = head.fields();
-    fields::to_origin(&mut fields, host);
-    *again.headers_mut() = fields;
-    again
-}
-
-/// The last response of a connection says so.
-fn closing(mut response: Response<Download>) -> Response<Download> {
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
 }

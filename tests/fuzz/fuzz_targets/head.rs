@@ -1,4 +1,4 @@
-//! What the strict reader takes for a head, hyper's own reader takes for the same one; and it makes no
+//! What the strict reader takes for a head, a reader that accepts more takes for the same one; and it makes no
 //! difference where the bytes are cut.
 #![no_main]
 
