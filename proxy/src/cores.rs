@@ -78,3 +78,43 @@ async fn tick() {
         ticks.tick().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::future::pending;
+
+    use tokio::sync::oneshot;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_core_has_a_thread_of_its_own() {
+        let cores = Cores::start().unwrap();
+        let mut threads = HashSet::new();
+        for core in cores.each() {
+            threads.insert(core.spawn(async { thread::current().id() }).await.unwrap());
+        }
+        assert_eq!(threads.len(), thread::available_parallelism().unwrap().get().min(MOST));
+        assert_eq!(threads.len(), cores.count());
+    }
+
+    #[tokio::test]
+    async fn what_runs_in_the_threads_ends_with_them() {
+        let cores = Cores::start().unwrap();
+        let start = |core: &Handle| {
+            let (runs, ended) = oneshot::channel::<()>();
+            core.spawn(async move {
+                pending::<()>().await;
+                drop(runs);
+            });
+            ended
+        };
+        let all: Vec<_> = cores.each().map(start).collect();
+        drop(cores);
+        for ended in all {
+            assert!(timeout(Duration::from_secs(20), ended).await.unwrap().is_err());
+        }
+    }
+}

@@ -205,27 +205,40 @@ fn reason(error: &io::Error) -> Reason {
 mod tests {
     use super::*;
 
+    /// Whether an origin has heard of a connection before anything is sent over it; it hears of it when something is.
+    async fn is_heard_of(first: Speaker) -> bool {
+        let origin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = connect(origin.local_addr().unwrap(), How { source: None, first }).await.unwrap();
+        origin.set_nonblocking(true).unwrap();
+        let before = origin.accept();
+        stream.try_write(b"hello").unwrap();
+        origin.set_nonblocking(false).unwrap();
+        if let Err(error) = &before {
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            origin.accept().unwrap();
+        }
+        before.is_ok()
+    }
+
     #[tokio::test]
     async fn an_origin_hears_of_a_client_that_speaks_first_with_its_first_bytes() {
-        let origin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let to = origin.local_addr().unwrap();
-        let how = |first| How { source: None, first };
-
-        let _connected = connect(to, how(Speaker::Either)).await.unwrap();
-        origin.accept().unwrap();
-
-        origin.set_nonblocking(true).unwrap();
         // On a machine that stands still for 0.2 s the handshake ends by itself.
         for _ in 0..10 {
-            let stream = connect(to, how(Speaker::Client)).await.unwrap();
-            let before = origin.accept();
-            stream.try_write(b"hello").unwrap();
-            if before.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-                origin.set_nonblocking(false).unwrap();
-                origin.accept().unwrap();
+            if !is_heard_of(Speaker::Client).await {
                 return;
             }
         }
         panic!("the handshake ended without the client's first bytes");
+    }
+
+    #[tokio::test]
+    async fn an_origin_that_may_speak_first_hears_of_its_client_at_once() {
+        // On a machine that is busy the end of the handshake may be under way for a moment.
+        for _ in 0..10 {
+            if is_heard_of(Speaker::Either).await {
+                return;
+            }
+        }
+        panic!("the handshake did not end without the client's first bytes");
     }
 }

@@ -41,3 +41,17 @@ pub fn local_of_all(listener: &impl AsFd) -> Option<SocketAddr> {
 pub fn make_transparent(socket: &SockRef<'_>, is_ipv4: bool) -> io::Result<()> {
     if is_ipv4 { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_listener_at_one_address_accepts_has_that_address_and_at_any_address_it_has_its_own() {
+        for (address, is_one) in [("127.0.0.1:0", true), ("0.0.0.0:0", false), ("[::]:0", false)] {
+            let listener = std::net::TcpListener::bind(address).unwrap();
+            let at = listener.local_addr().unwrap();
+            assert_eq!(local_of_all(&listener), is_one.then_some(at), "{address}");
+        }
+    }
+}

@@ -497,3 +497,25 @@ fn tunnels_are_told_apart_in_the_records() {
     assert_eq!(sessions.len(), 20);
     assert!(ports.iter().all(|port| closes.iter().any(|r| r["client_port"] == *port)));
 }
+
+#[test]
+fn an_origin_that_may_speak_first_hears_of_its_client_at_once() {
+    let world = World::new();
+    let gate = world.gate(allow_one(NAME, &[7000])).start();
+    let address = world.address_of(NAME);
+    world.dns.set(NAME, &[&address.to_string()]);
+    let origin = std::net::TcpListener::bind((address, 7000)).unwrap();
+    origin.set_nonblocking(true).unwrap();
+
+    // On a machine that is busy it may take a moment.
+    let heard_at_once = (0..10).any(|_| {
+        let _client = gate.tunnel("pypi.example:7000");
+        let heard = origin.accept().is_ok();
+        if !heard {
+            wait_until("the origin to hear of it", || origin.accept().is_ok());
+        }
+        heard
+    });
+
+    assert!(heard_at_once);
+}

@@ -292,6 +292,18 @@ fn descriptors_do_not_leak() {
     wait_until("the descriptors to come back", || gate.open_files() < before + 20);
 }
 
+/// One for each core, among which the kernel deals connections out.
+#[test]
+fn a_gate_listens_with_as_many_sockets_as_it_may_use_cores() {
+    let gate = World::new().gate(NOTHING).start();
+    let at = format!(" 0100007F:{:04X} 00000000:0000 0A ", gate.proxy().port());
+
+    let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+
+    let count = sockets.lines().filter(|line| line.contains(&at)).count();
+    assert_eq!(count, std::thread::available_parallelism().unwrap().get().min(64), "{sockets}");
+}
+
 #[test]
 fn sigterm_drains_and_then_closes_with_records() {
     let world = World::new();

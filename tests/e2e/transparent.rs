@@ -75,6 +75,57 @@ fn a_denied_server_name_gets_an_alert_and_causes_no_packet() {
     assert_eq!(world.dns.packets(), 0);
 }
 
+/// A client whose connection and whose first bytes are there before the gate looks.
+fn with_first_bytes(gate: &Gate, bytes: &[u8]) -> Client {
+    gate.behind_its_back(|| {
+        let mut client = to(gate, "tls");
+        client.send(bytes);
+        client
+    })
+}
+
+#[test]
+fn a_denied_hello_that_came_with_its_connection_gets_an_alert_and_a_record() {
+    let world = World::new();
+    let gate = start(&world, NOTHING);
+
+    let mut client = with_first_bytes(&gate, &world.authority.hello("evil.example"));
+
+    assert_eq!(client.rest(), ACCESS_DENIED);
+    let denial = gate.denial(&client);
+    assert_eq!((&denial["reason"], &denial["sni"]), (&"no-rule".into(), &"evil.example".into()));
+    assert_eq!(world.dns.packets(), 0);
+}
+
+#[test]
+fn of_an_allowed_hello_that_came_with_its_connection_every_byte_is_passed_on() {
+    let world = World::new();
+    let origin = world.origin(NAME, 443, echo());
+    let gate = start(&world, allow_one(NAME, &[443]));
+    let bytes = [&world.authority.hello(NAME)[..], b"and more"].concat();
+
+    let mut client = with_first_bytes(&gate, &bytes);
+
+    assert_eq!(client.exactly(bytes.len()), bytes);
+    assert_eq!(origin.received(), bytes);
+    assert_eq!(gate.decision(NAME)["verdict"], "allow");
+}
+
+#[test]
+fn an_allowed_hello_from_a_client_that_the_listener_does_not_serve_goes_nowhere() {
+    let world = World::new();
+    let origin = world.origin(NAME, 443, echo());
+    let listener = serde_json::json!({"address": "127.0.0.1:0", "clients": ["127.0.0.2/32"]});
+    let gate = world.gate(allow_one(NAME, &[443])).set("listen.tls", listener).start();
+
+    let mut client = with_first_bytes(&gate, &world.authority.hello(NAME));
+
+    assert_eq!(gate.denial(&client)["reason"], "client-not-served");
+    let _ = client.rest();
+    assert!(origin.received().is_empty());
+    assert_eq!(world.dns.packets(), 0);
+}
+
 #[test]
 fn what_shows_no_name_goes_nowhere_each_for_its_reason() {
     let world = World::new();

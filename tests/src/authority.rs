@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::dns::bind_both;
 use crate::lookup::{code, framed, query};
 use crate::program::program;
-use crate::{PATIENCE, wait_for, wait_until};
+use crate::{PATIENCE, freeze, wait_for};
 
 /// A name server in a process of its own, which is ended when the test is over.
 #[derive(Debug)]
@@ -117,18 +117,7 @@ impl NameServer {
 
     /// Makes it silent: what comes in waits in its sockets.
     pub fn freeze(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
-        // A thread that is at work on another core goes on until it hears of it, and could answer the next question.
-        wait_until("all its threads to stand still", || self.threads_in_state('T'));
-    }
-
-    /// Whether all threads are in this state, by proc_pid_stat(5).
-    fn threads_in_state(&self, state: char) -> bool {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        threads.flatten().all(|thread| {
-            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(state))
-        })
+        freeze(Pid::from_child(&self.child));
     }
 
     /// Lets it go on.

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::client::{Client, Response};
-use crate::{wait_for, wait_until};
+use crate::{freeze, wait_for, wait_until};
 
 /// A gate that is about to start: its configuration and its policy, as files in a folder of their own.
 #[derive(Debug)]
@@ -405,6 +405,14 @@ impl Gate {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.pid.cast_signed()).unwrap();
         kill_process(pid, signal).unwrap();
+    }
+
+    /// Does something while it stands still, and lets it go on: what comes in meanwhile is there when it looks.
+    pub fn behind_its_back<T>(&self, act: impl FnOnce() -> T) -> T {
+        freeze(Pid::from_raw(self.pid.cast_signed()).unwrap());
+        let done = act();
+        self.signal(Signal::CONT);
+        done
     }
 
     /// Asks it to end in good order.

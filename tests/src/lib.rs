@@ -13,6 +13,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 pub mod alone;
 pub mod authority;
 pub mod client;
@@ -60,6 +62,22 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// If it does not hold within [`PATIENCE`].
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     wait_for(what, || holds().then_some(()));
+}
+
+/// Stops a process until it is told to go on.
+fn freeze(process: Pid) {
+    kill_process(process, Signal::STOP).unwrap();
+    // A thread that is at work on another core goes on until it hears of it, and could do what comes next.
+    wait_until("all its threads to stand still", || threads_in_state(process, 'T'));
+}
+
+/// Whether all threads of a process are in this state, by proc_pid_stat(5).
+fn threads_in_state(process: Pid, state: char) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(state))
+    })
 }
 
 #[cfg(test)]

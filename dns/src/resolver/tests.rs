@@ -498,6 +498,8 @@ async fn beyond_the_bound_of_queries_the_answer_is_servfail_and_nothing_is_sent(
         flights.insert(question(&format!("x{i}.example"), TYPE_A), Vec::new());
     }
     assert_eq!(ask(&resolver, "a.example", TYPE_A).await.rcode, Rcode::ServFail);
+    let permit = lookup_permit(POLICY, "a.example");
+    assert_eq!(resolver.answer_here(&permit, TYPE_A).await.rcode, Rcode::ServFail);
     assert!(upstream.asked().is_empty());
     resolver.shared.flights.lock().unwrap().clear();
     assert_eq!(addresses(&ask(&resolver, "a.example", TYPE_A).await), ["9.9.9.9"], "it is not remembered");

@@ -38,6 +38,8 @@ outbound_rules:
 #[derive(Debug, Default)]
 struct Told {
     answered: Mutex<Vec<Answered>>,
+    /// By which threads it was told.
+    threads: Mutex<Vec<String>>,
     dropped: Mutex<HashMap<Reason, usize>>,
     /// While this is set there is no room for events.
     full: Mutex<Option<watch::Receiver<bool>>>,
@@ -45,6 +47,8 @@ struct Told {
 
 impl Observer for Told {
     fn answered(&self, event: &Answered) {
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        self.threads.lock().unwrap().push(thread);
         self.answered.lock().unwrap().push(event.clone());
     }
 
@@ -168,6 +172,14 @@ impl World {
     }
 
     fn with(upstream: Upstream, change: impl FnOnce(&mut ServerSettings)) -> Self {
+        Self::served_in(Vec::new(), upstream, change)
+    }
+
+    fn served_in(
+        runtimes: Vec<Handle>,
+        upstream: Upstream,
+        change: impl FnOnce(&mut ServerSettings),
+    ) -> Self {
         let mut settings = settings();
         change(&mut settings);
         let upstreams = Upstreams::Listed(vec![upstream.address.into()]);
@@ -183,7 +195,7 @@ impl World {
         let server = Sockets::bind(settings).unwrap().serve(foundation);
         let (address, tls) = (server.address().unwrap(), server.tls_address().unwrap());
         let draining = CancellationToken::new();
-        let running = Some(tokio::spawn(server.run(draining.clone(), Vec::new())));
+        let running = Some(tokio::spawn(server.run(draining.clone(), runtimes)));
         Self { address, tls, upstream, told, rules, ledger, draining, running }
     }
 
@@ -870,6 +882,39 @@ async fn the_end_waits_for_what_was_asked_and_takes_nothing_new() {
     assert_eq!(receive_framed(&mut stream).await.answers.len(), 1);
     soon(world.running.take().unwrap()).await.unwrap();
     assert!(TcpStream::connect(world.address).await.is_err());
+}
+
+#[tokio::test]
+async fn the_end_waits_for_what_was_asked_over_a_stream_alone() {
+    let upstream = Upstream::start(RECORDS, true).await;
+    let release = Arc::clone(&upstream.release);
+    let mut world = World::with(upstream, |_| {});
+    let mut stream = world.tcp().await;
+    send_framed(&mut stream, &plain_query("pypi.org", 1)).await;
+    until(|| world.upstream.asked() == 1).await;
+    world.draining.cancel();
+    let mut running = world.running.take().unwrap();
+    assert!(timeout(Duration::from_millis(50), &mut running).await.is_err());
+    release.notify_one();
+    assert_eq!(receive_framed(&mut stream).await.answers.len(), 1);
+    soon(running).await.unwrap();
+}
+
+#[tokio::test]
+async fn streams_are_served_in_the_runtimes_by_turns() {
+    let runtimes = ["one", "other"].map(|name| {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).thread_name(name).enable_all().build().unwrap()
+    });
+    let handles = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
+    let world = World::served_in(handles, Upstream::start(RECORDS, false).await, |_| {});
+    for _ in 0..4 {
+        let mut stream = world.tcp().await;
+        send_framed(&mut stream, &plain_query("evil.example", 1)).await;
+        receive_framed(&mut stream).await;
+    }
+    assert_eq!(*world.told.threads.lock().unwrap(), ["one", "other", "one", "other"]);
+    runtimes.into_iter().for_each(tokio::runtime::Runtime::shutdown_background);
 }
 
 // TLS.

@@ -124,6 +124,12 @@ fn move_bytes(from: impl AsFd, to: impl AsFd, bytes: usize) -> io::Result<usize>
 mod tests {
     use std::io::{Read, Write};
 
+    use std::cell::Cell;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use tokio::task::yield_now;
+
     use super::*;
     use crate::readiness::tests::pair;
 
@@ -168,5 +174,83 @@ mod tests {
         receiver.read_to_end(&mut received).unwrap();
         assert_eq!(received, [7; 10]);
         assert_eq!(POOL.with_borrow(Vec::len), 0);
+    }
+
+    /// Bytes of which there are many steps; so many that a connection holds them.
+    const MANY: usize = 512 * 1024;
+
+    fn whole(bytes: usize) -> Grant {
+        Grant { bytes: bytes as u64, stop: None }
+    }
+
+    /// A connection that holds bytes for the gate, and the end they came from.
+    async fn full() -> (TcpStream, std::net::TcpStream) {
+        let (from, mut sender) = pair().await;
+        sender.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while sent < MANY {
+            sent += sender.write(&vec![7; MANY - sent]).expect("the kernel holds so many");
+        }
+        from.readable().await.unwrap();
+        (from, sender)
+    }
+
+    fn swallow(mut receiver: std::net::TcpStream) {
+        std::thread::spawn(move || std::io::copy(&mut receiver, &mut std::io::sink()));
+    }
+
+    #[tokio::test]
+    async fn others_have_their_turn_between_steps() {
+        let ((from, _sender), (to, receiver)) = (full().await, pair().await);
+        swallow(receiver);
+        let (moved, seen, most) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        let count = |bytes| {
+            moved.set(moved.get() + bytes);
+            whole(bytes)
+        };
+        let others = async {
+            loop {
+                turn::light_work();
+                most.set(most.get().max(moved.get() - seen.replace(moved.get())));
+                yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = others => {}
+            _ = drain(&from, &to, Pipe::take().unwrap(), count, SIDES) => {}
+        }
+        most.set(most.get().max(moved.get() - seen.get()));
+        assert!(moved.get() > 4 * turn::step() && most.get() < 2 * turn::step(), "{most:?} of {moved:?}");
+    }
+
+    #[tokio::test]
+    async fn a_flow_moves_nothing_while_another_has_its_turn() {
+        let ((from, _sender), (to, _receiver)) = (full().await, pair().await);
+        let moved = Cell::new(0);
+        let count = |bytes| {
+            moved.set(moved.get() + bytes);
+            whole(bytes)
+        };
+        let mut other = Turn::default();
+        other.begin().await;
+        let mut flow = pin!(drain(&from, &to, Pipe::take().unwrap(), count, SIDES));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(flow.as_mut().poll(&mut context).is_pending());
+        assert_eq!(moved.get(), 0);
+        other.give_up();
+        _ = flow.as_mut().poll(&mut context);
+        assert_ne!(moved.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_flow_whose_reader_does_not_read_takes_nobodys_turn() {
+        let ((from, _sender), (to, _receiver)) = (full().await, pair().await);
+        to.writable().await.unwrap();
+        while to.try_write(&[7; 65536]).is_ok() {}
+        let mut flow = pin!(drain(&from, &to, Pipe::take().unwrap(), whole, SIDES));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(flow.as_mut().poll(&mut context).is_pending());
+        assert!(pin!(Turn::default().begin()).poll(&mut context).is_ready());
     }
 }

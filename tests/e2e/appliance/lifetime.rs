@@ -52,6 +52,26 @@ fn flows_that_were_open_before_the_gate_started_end() {
 }
 
 #[test]
+fn an_allowed_flow_that_was_open_before_the_gate_started_goes_on_as_the_gates() {
+    let Some(lab) = Lab::start() else { return };
+    lab.machine(Place::Hub).nft(TRACKING);
+    let (compute, machine) = (site("compute.azureml.example"), lab.training());
+    let is_answered = || {
+        let came = machine.datagram_from(40_000, compute.v4, 5831, b"a");
+        assert_eq!(came, Datagram::Answer(b"a".to_vec()));
+    };
+    is_answered();
+
+    let _gate = gate_of(&lab, POLICY);
+    lab.capture().forget();
+    is_answered();
+
+    let passed = lab.capture().passed();
+    let sources: Vec<String> = passed.iter().map(|packet| packet.source.to_string()).collect();
+    assert!(!sources.is_empty() && sources.iter().all(|source| source == "10.0.0.4"), "{passed:#?}");
+}
+
+#[test]
 fn flows_whose_rule_went_away_end_and_others_go_on() {
     let Some(hub) = guarded() else { return };
     let (database, compute, clock) =

@@ -244,6 +244,32 @@ fn the_listeners_serve_behind_rules_that_somebody_else_made() {
     lab.capture().assert_only(&[(azure.v4, 80), (azure.v4, 443), (azure.v6, 80), (azure.v6, 443)]);
 }
 
+/// A kernel that tracks no connection, as behind rules that somebody else made for speed.
+const UNTRACKED: &str = "
+table inet untracked {
+    chain in { type filter hook prerouting priority raw; meta l4proto tcp notrack; }
+    chain out { type filter hook output priority raw; meta l4proto tcp notrack; }
+}";
+
+#[test]
+fn where_the_kernel_tracks_nothing_listeners_at_one_address_and_at_all_know_where_clients_went() {
+    let Some(lab) = Lab::start() else { return };
+    lab.redirect();
+    lab.machine(Place::Hub).nft(UNTRACKED);
+    let gate = with_tags(lab.transparent_gate(POLICY)).set("listen.tcp", "10.0.0.4:8081").start();
+    let (evil, machine) = (site("evil.example"), lab.training());
+
+    for (listener, port) in [("tcp", 4444), ("tls", 443)] {
+        assert!(machine.connect(evil.v4, port).end().bytes.is_empty());
+        let record = gate.record("a denial", |r| r["listener"] == listener && r["verdict"] == "deny");
+        assert_eq!(
+            (&record["original"], &record["original_port"]),
+            (&evil.v4.into(), &port.into()),
+            "{record}"
+        );
+    }
+}
+
 #[test]
 fn the_configuration_shows_its_rules_without_touching_the_kernel() {
     let Some(lab) = Lab::start() else { return };

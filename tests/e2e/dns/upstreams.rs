@@ -6,7 +6,7 @@ use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::Record;
 use outgate_tests::lookup::{A, addresses, code};
 use outgate_tests::upstream::{address, alias, bytes, reply, reply_from};
-use outgate_tests::{Gate, Setup, Upstream};
+use outgate_tests::{Gate, Setup, Upstream, wait_until};
 use serde_json::json;
 
 use super::resolving;
@@ -169,4 +169,17 @@ fn every_question_upstream_has_an_id_and_a_port_of_its_own() {
     assert!(ids.len() >= 38, "{} ids for 40 questions", ids.len());
     let ports: std::collections::HashSet<_> = upstream.ports().into_iter().collect();
     assert!(ports.len() >= 30, "{} ports for 40 questions", ports.len());
+}
+
+#[test]
+fn sockets_that_asked_upstreams_are_closed_when_nobody_asks_any_more() {
+    let upstream = Upstream::start(|query| vec![bytes(&reply(query, ResponseCode::NXDomain))]);
+    let gate =
+        Setup::new(&resolving(&["*.example"])).set("dns.upstreams", [upstream.address().to_string()]).start();
+    let with_sockets = (0..8).map(|number| {
+        let _ = gate.lookup(&format!("n{number}.example"), A);
+        gate.open_files()
+    });
+    let most = with_sockets.max().unwrap();
+    wait_until("the sockets to be closed", || gate.open_files() < most);
 }

@@ -182,7 +182,9 @@ mod tests {
         let (server, at) = upstream("127.0.0.1").await;
         let first = Connected::to(at).unwrap();
         let from = ask(&server, &first).await;
-        server.send_to(b"twice", from).await.unwrap();
+        for _ in 0..2 {
+            server.send_to(b"twice", from).await.unwrap();
+        }
         first.done();
         server.send_to(b"late", from).await.unwrap();
         let second = Connected::to(at).unwrap();
