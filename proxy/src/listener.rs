@@ -205,7 +205,7 @@ async fn open(
         (None, Way::Http) => transparent::http(&gate, &session, newcomer.into_client()?).await,
         (None, Way::Tcp) => transparent::tcp(&gate, &session, newcomer.into_client()?).await,
         (Some(reason), _) => {
-            turn_away(&gate, &session, newcomer.into_client()?, reason.into()).await;
+            turn_away(&gate, &session, newcomer.into_client()?, reason).await;
             None
         }
     }

@@ -120,8 +120,9 @@ fn an_allowed_hello_from_a_client_that_the_listener_does_not_serve_goes_nowhere(
 
     let mut client = with_first_bytes(&gate, &world.authority.hello(NAME));
 
-    assert_eq!(gate.denial(&client)["reason"], "client-not-served");
-    let _ = client.rest();
+    let denial = gate.denial(&client);
+    assert_eq!((&denial["reason"], &denial["kind"]), (&"client-not-served".into(), &"tls".into()));
+    assert_eq!(client.rest(), ACCESS_DENIED);
     assert!(origin.received().is_empty());
     assert_eq!(world.dns.packets(), 0);
 }
