@@ -243,15 +243,18 @@ impl Bench {
         // One stand-still of the machine is more than one in a hundred of a window: the median of several is not.
         for _ in 0..PAIRS {
             let alone = measure();
-            let beside = load.down(1, |_| {
+            let (beside, pulled) = load.down(1, |count| {
                 sleep(WARM);
-                measure()
+                let (before, started) = (count(), Instant::now());
+                let beside = measure();
+                (beside, (count() - before) as f64 / 1e9 / started.elapsed().as_secs_f64())
             })?;
             report.add(workload, name, "p99 with / without", p99(&beside) / p99(&alone));
             report.add(workload, name, "p99 µs without", p99(&alone));
             report.add(workload, name, "p99 µs with", p99(&beside));
             report.add(workload, name, "p50 µs without", micros(percentile(&alone, 50.0)));
             report.add(workload, name, "p50 µs with", micros(percentile(&beside, 50.0)));
+            report.add(workload, name, "pull GB a second", pulled);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod splice;
 pub mod turn;
+mod unsent;
 
 use std::future::poll_fn;
 use std::io;
@@ -262,6 +263,7 @@ impl<'t> Lane<'t> {
                 Copied::Bytes(bytes, rest) => {
                     if !rest.is_none() {
                         turn.give_up();
+                        unsent::bound(self.to);
                         finish(self.to, rest, self.way.writer()).await?;
                     }
                     turn.moved(bytes).await;

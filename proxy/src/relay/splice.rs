@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use super::Outcome;
 use super::turn::{self, Turn};
+use super::unsent;
 use crate::readiness::writable;
 use crate::record::EndedBy;
 use crate::upload::Grant;
@@ -107,6 +108,7 @@ async fn empty(pipe: &Pipe, to: &TcpStream, mut bytes: usize, turn: &mut Turn) -
             Ok(written) => bytes = bytes.saturating_sub(written),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 turn.give_up();
+                unsent::bound(to);
                 writable(to).await?;
             }
             Err(error) => return Err(error),
@@ -123,6 +125,10 @@ fn move_bytes(from: impl AsFd, to: impl AsFd, bytes: usize) -> io::Result<usize>
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::time::Duration;
+
+    use socket2::SockRef;
+    use tokio::time::timeout;
 
     use std::cell::Cell;
     use std::pin::pin;
@@ -158,6 +164,32 @@ mod tests {
         sending.join().unwrap().unwrap();
         assert!(receiving.join().unwrap());
         assert_eq!(POOL.with_borrow(Vec::len), 1);
+    }
+
+    #[tokio::test]
+    async fn while_others_have_something_to_do_a_slow_receiver_is_not_owed_much() {
+        let (from, mut sender) = pair().await;
+        let (to, _receiver) = pair().await;
+        let _sending = std::thread::spawn(move || sender.write_all(&vec![7; 64 << 20]));
+        from.readable().await.unwrap();
+        turn::light_work();
+        let whole = |bytes: usize| Grant { bytes: bytes as u64, stop: None };
+        let unsent = || SockRef::from(&to).tcp_notsent_lowat().unwrap();
+        let unbound = unsent();
+        let moving = async {
+            while let Ok(Pause::Empty) = drain(&from, &to, Pipe::take().unwrap(), whole, SIDES).await {
+                from.readable().await.unwrap();
+            }
+        };
+        let full = async {
+            while unsent() == unbound {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = timeout(Duration::from_secs(10), async {
+            tokio::select! { () = moving => panic!("nobody reads it"), () = full => {} }
+        });
+        waited.await.expect("it has a bound");
     }
 
     #[tokio::test]

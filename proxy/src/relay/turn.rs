@@ -21,10 +21,12 @@ const LONG: usize = 256 * 1024;
 /// Bytes of a turn. Where so many have been moved since somebody else had something to do, nobody has: it takes longer
 /// than a client and an origin take to answer.
 const TURN: usize = 4 << 20;
+/// Bytes moved since somebody else had something to do behind which that was long ago: some tens of milliseconds.
+pub(super) const QUIET: usize = 64 << 20;
 
 thread_local! {
     /// Bytes that were moved since somebody else had something to do on this thread.
-    static ALONE: Cell<usize> = const { Cell::new(TURN) };
+    static ALONE: Cell<usize> = const { Cell::new(QUIET) };
     /// Whose turn it is on this thread.
     static PLACE: Arc<Semaphore> = Arc::new(Semaphore::new(1));
 }
@@ -46,6 +48,11 @@ pub async fn light<F: Future>(mut work: Pin<Box<F>>) -> F::Output {
 /// Bytes of a step, by what others do.
 pub(super) fn step() -> usize {
     if ALONE.get() < TURN { SHORT } else { LONG }
+}
+
+/// Whether somebody else has had something to do of late.
+pub(super) fn in_company() -> bool {
+    ALONE.get() < QUIET
 }
 
 /// How far a flow that carries much has come in its turn.
