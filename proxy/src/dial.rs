@@ -55,7 +55,14 @@ pub async fn dial(
     let deadline = Instant::now() + limit;
     let addresses = with_family_of(how.source, addresses);
     let starved = Arc::new(AtomicBool::new(false));
-    match timeout_at(deadline, race(interleave(addresses), how, &starved)).await {
+    let dialled = match <[VettedAddr; 1]>::try_from(addresses) {
+        Ok([only]) => timeout_at(deadline, attempt(only, how, Arc::clone(&starved))).await,
+        // It takes a kilobyte, which a flow to the one address need not carry.
+        Err(several) => {
+            timeout_at(deadline, Box::pin(race(interleave(several), how, Arc::clone(&starved)))).await
+        }
+    };
+    match dialled {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) if starved.load(Ordering::Relaxed) => Err(Reason::OutOfDescriptors),
@@ -66,17 +73,14 @@ pub async fn dial(
 async fn race(
     addresses: Vec<VettedAddr>,
     how: How,
-    starved: &Arc<AtomicBool>,
+    starved: Arc<AtomicBool>,
 ) -> io::Result<(TcpStream, VettedAddr)> {
     let mut waiting = addresses.into_iter();
     let Some(first) = waiting.next() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
     // Nearly always the first answers before a second joins in: it needs no task of its own.
-    let mut first = pin!(attempt(first, how, Arc::clone(starved)));
-    if waiting.as_slice().is_empty() {
-        return first.await;
-    }
+    let mut first = pin!(attempt(first, how, Arc::clone(&starved)));
     let early = timeout(ATTEMPT_DELAY, first.as_mut()).await;
-    let mut others = Box::pin(others(waiting, how, starved));
+    let mut others = Box::pin(others(waiting, how, &starved));
     match early {
         Ok(Ok(connected)) => Ok(connected),
         Ok(Err(_)) => others.await,

@@ -18,7 +18,7 @@ use outgate_rules::{
     VettedAddr,
 };
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use crate::dial::{self, How, Speaker};
 use crate::flow::{Flow, OpenFlow};
@@ -130,7 +130,7 @@ impl Allowed {
 
 async fn addresses(gate: &Gate, permit: &Permit) -> Result<Vec<VettedAddr>, Denial> {
     let asked = Instant::now();
-    let answer = timeout(gate.limits.dial, gate.resolver.resolve(permit)).await;
+    let answer = timeout_at(asked + gate.limits.dial, gate.resolver.resolve(permit)).await;
     if permit.address().is_none() {
         gate.recorder.metrics().resolved(asked.elapsed());
     }
@@ -205,7 +205,7 @@ impl Vetted {
             rule.map(|rule| &**rule),
             connection.map(|connection| connection.sent_over(rule)),
         );
-        if let Err(reason) = meter.check(std::time::Instant::now()) {
+        if let Err(reason) = meter.check(std::time::Instant::now) {
             let denial = trail.denial(reason);
             return Err(trail.refuse(denial).await);
         }

@@ -262,7 +262,8 @@ impl Hello {
     /// What a hello said that was read.
     #[must_use]
     pub fn of(hello: &ClientHello) -> Self {
-        Self::new(hello.sni.as_ref().map(|name| name.as_str().as_bytes()), hello.ech)
+        let sni = hello.sni.as_ref().map(|name| Excerpt::new(name.as_str(), MAX_ASKED));
+        Self { sni, ech: hello.ech }
     }
 
     /// The server name as sent, which need not be a host name, and whether an Encrypted Client Hello was

@@ -171,15 +171,16 @@ impl Meter {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Whether not one byte could be sent now: then the flow is not worth opening.
+    /// Whether not one byte could be sent now: then the flow is not worth opening. The time is asked for only where an
+    /// hour is limited.
     ///
     /// # Errors
     /// The limit that is used up.
-    pub fn check(&self, now: Instant) -> Result<(), Reason> {
+    pub fn check(&self, now: impl FnOnce() -> Instant) -> Result<(), Reason> {
         let hourly = self.hourly.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(Hourly { hour, limit }) = hourly else { return Ok(()) };
         let mut hour = hour.lock().unwrap_or_else(PoisonError::into_inner);
-        hour.advance(self.hours.minute(now));
+        hour.advance(self.hours.minute(now()));
         if hour.slots.iter().sum::<u64>() >= limit { Err(Reason::UploadLimitHourly) } else { Ok(()) }
     }
 

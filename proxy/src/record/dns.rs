@@ -294,12 +294,20 @@ pub(super) fn put<const N: usize>(line: &mut Vec<u8>, texts: [&str; N]) {
 
 pub(super) fn put_address(address: IpAddr, line: &mut Vec<u8>) -> io::Result<()> {
     let IpAddr::V4(address) = address else { return write!(line, "{address}") };
-    for (index, octet) in address.octets().into_iter().enumerate() {
-        if index > 0 {
-            line.push(b'.');
+    // Three digits of each octet, of which leading zeroes go, and three dots.
+    let mut text = [b'.'; 15];
+    let mut end = 0;
+    for octet in address.octets() {
+        let digits = [octet / 100, octet / 10 % 10, octet % 10].map(|digit| b'0' + digit);
+        let zeroes = usize::from(octet < 100) + usize::from(octet < 10);
+        for digit in digits.iter().skip(zeroes) {
+            text.get_mut(end).into_iter().for_each(|to| *to = *digit);
+            end += 1;
         }
-        put_number(octet.into(), line);
+        // The dot is there already.
+        end += 1;
     }
+    line.extend_from_slice(text.get(..end.saturating_sub(1)).unwrap_or_default());
     Ok(())
 }
 

@@ -201,7 +201,8 @@ fn host(host: &Host, line: &mut Vec<u8>) -> io::Result<()> {
 /// A field of text that others may have written.
 fn text(key: &str, value: &str, line: &mut Vec<u8>) -> io::Result<()> {
     let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
-    if value.bytes().all(is_plain) {
+    // All of it: without a way out there is no branch for each byte.
+    if value.bytes().fold(true, |plain, byte| plain & is_plain(byte)) {
         put(line, [key, "\"", value, "\""]);
         return Ok(());
     }

@@ -37,7 +37,7 @@ pub fn light_work() {
 }
 
 /// The same future, each poll of which is [`light_work`].
-pub async fn light<F: Future>(mut work: Pin<Box<F>>) -> F::Output {
+pub async fn light<F: Future + ?Sized>(mut work: Pin<Box<F>>) -> F::Output {
     poll_fn(|cx| {
         light_work();
         work.as_mut().poll(cx)
