@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{RData, Record};
 use outgate_rules::DomainName;
@@ -13,7 +14,7 @@ use crate::reply::{Rcode, Reply, wire_name};
 /// Names whose addresses the configuration gives. They are exact: nothing below them is meant.
 #[derive(Debug, Default)]
 pub struct Hosts {
-    names: HashMap<DomainName, Host>,
+    names: HashMap<DomainName, Host, RandomState>,
 }
 
 #[derive(Debug)]
