@@ -120,9 +120,7 @@ impl Flow {
     /// Polls for what [`Flow::ended`] waits for.
     pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<Reason> {
         let mut order = self.order();
-        if let Some(End { at, reason }) = order.end
-            && at <= Instant::now()
-        {
+        if let Some(reason) = order.due() {
             return Poll::Ready(reason);
         }
         match &mut order.waiting {
@@ -130,6 +128,12 @@ impl Flow {
             None => order.waiting = Some(cx.waker().clone()),
         }
         Poll::Pending
+    }
+
+    /// Why the gate has ended the flow, if it has.
+    #[must_use]
+    pub fn has_ended(&self) -> Option<Reason> {
+        self.order().due()
     }
 
     fn judged(&self) -> MutexGuard<'_, Judged> {
@@ -183,6 +187,10 @@ impl Flow {
 }
 
 impl Order {
+    fn due(&self) -> Option<Reason> {
+        self.end.filter(|end| end.at <= Instant::now()).map(|end| end.reason)
+    }
+
     fn tell(&mut self) {
         if let Some(waiting) = self.waiting.take() {
             waiting.wake();

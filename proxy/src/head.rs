@@ -172,8 +172,9 @@ impl RequestHead {
         let fields = fields(&raw, &mut space).ok_or_else(|| reject(Reason::HeadMalformed))?;
         let host = fields.host().map_err(reject)?;
         check_host(&target, host.as_ref()).map_err(reject)?;
-        let body = fields.body_length(&method).map_err(reject)?;
-        let websocket = fields.websocket().map_err(reject)?;
+        let body = fields.body_length(&method, version).map_err(reject)?;
+        // An older version knows no upgrade (RFC 9110 §7.8): there it is a field like those of other connections.
+        let websocket = fields.websocket().map_err(reject)? && version != Version::HTTP_10;
         let close = !fields.is_persistent(version);
         let expects_continue = version == Version::HTTP_11 && fields.expects_continue();
         Ok(Self { method, target, host, body, websocket, close, expects_continue, version, raw })
@@ -274,11 +275,14 @@ impl<'h> Fields<'h> {
         Ok(Some(HostField { host, port }))
     }
 
-    fn body_length(self, method: &Method) -> Result<BodyLength, Reason> {
+    /// How the body ends. Chunks of HTTP/1.0, which knows none, may have been taken for something else on their way here
+    /// (RFC 9112 §6.1).
+    fn body_length(self, method: &Method, version: Version) -> Result<BodyLength, Reason> {
         let mut encodings = self.all("transfer-encoding");
         let mut lengths = self.all("content-length");
         let body = match (encodings.next(), lengths.next()) {
             (Some(_), Some(_)) => return Err(Reason::LengthConflict),
+            (Some(_), None) if version == Version::HTTP_10 => return Err(Reason::TransferEncoding),
             (Some(_), None) if encodings.next().is_some() => return Err(Reason::TransferEncoding),
             (Some(encoding), None) if encoding.eq_ignore_ascii_case(b"chunked") => BodyLength::Chunked,
             (Some(_), None) => return Err(Reason::TransferEncoding),

@@ -170,7 +170,7 @@ impl Vetted {
     /// client's connection has sent over each rule, where it carries more than this flow.
     ///
     /// # Errors
-    /// Why none of them could be reached, or the upload limit that is used up already; recorded.
+    /// Why none of them could be reached, or as [`Vetted::open`]; recorded.
     pub async fn dial(mut self, first: Speaker, connection: Option<&Connection>) -> Result<Dialled, Denial> {
         let started = Instant::now();
         let gate = Arc::clone(self.trail.gate());
@@ -190,7 +190,7 @@ impl Vetted {
     /// Opens the flow over a connection to `address` that is there already.
     ///
     /// # Errors
-    /// The upload limit that is used up already, recorded.
+    /// The upload limit that is used up already, or that a reload has denied it since its decision; recorded.
     pub async fn open(
         self,
         address: &VettedAddr,
@@ -217,6 +217,10 @@ impl Vetted {
         let rules = gate.rules();
         if rules.settings().revision != permit.revision() {
             flow.decide_again(&rules, &gate.own(), Timestamp::now());
+            if let Some(reason) = flow.has_ended() {
+                let denial = trail.denial(reason);
+                return Err(trail.refuse(denial).await);
+            }
         }
         Ok((flow, permit, trail))
     }

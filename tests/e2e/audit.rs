@@ -1,6 +1,8 @@
 //! The audit record: every decision, before the first byte, in lines that nobody can forge.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +11,7 @@ use outgate_tests::hello::Bent;
 use outgate_tests::origin::{Reply, echo, http, listen_only, page};
 use outgate_tests::policy::{NOTHING, allow, allow_one};
 use outgate_tests::{Gate, World, wait_until};
+use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -148,6 +151,34 @@ fn the_decision_is_on_file_before_the_origin_hears_a_byte() {
     for number in 0..50 {
         assert_eq!(gate.client().get(&format!("http://page.example/{number}")).text(), "on file");
     }
+}
+
+#[test]
+fn a_client_that_leaves_while_its_decision_is_written_leaves_both_records() {
+    let world = World::new();
+    let _origin = world.http("page.example", page("welcome"));
+    let setup = world.gate(allow_one("page.example", &[80])).set("audit.path", "records");
+    let path = setup.folder().join("records");
+    mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+    let mut records = File::from(open(&path, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()).unwrap());
+    let gate = setup.start();
+    while records.write(b"\n").is_ok() {}
+
+    for _ in 0..20 {
+        gate.client()
+            .send("GET http://page.example/ HTTP/1.1\r\nHost: page.example\r\n\r\n")
+            .finish_sending();
+    }
+    // They are older than this, which waits for no record.
+    assert_eq!(gate.admin_get("/healthz").status, 200);
+
+    let mut text = Vec::new();
+    wait_until("the end of each", || {
+        drop(records.read_to_end(&mut text));
+        let count = |event: &str| String::from_utf8_lossy(&text).matches(event).count();
+        let (decisions, ends) = (count(r#""event":"decision""#), count(r#""event":"close""#));
+        decisions == 20 && ends == 20
+    });
 }
 
 #[test]

@@ -3,10 +3,12 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use outgate_tests::origin::{echo, listen_only, page};
+use outgate_tests::origin::{Origin, echo, listen_only, page};
 use outgate_tests::policy::{NOTHING, allow, allow_one};
+use outgate_tests::upstream::{Upstream, address, bytes, reply_from};
 use outgate_tests::{Client, Gate, PATIENCE, Setup, World, wait_until};
 use rustix::process::Signal;
 
@@ -333,6 +335,44 @@ fn a_tunnel_to_an_address_is_closed_when_the_name_seen_in_it_is_denied() {
     assert_eq!(event["revoked"], 1);
     assert!(tunnels[1].is_closed());
     assert_eq!(gate.reason("revoked")["sni"], "evil.example");
+}
+
+/// Begins something, and denies it by a reload while its name is being resolved.
+fn revoked_while_resolving(request: &str) -> (Gate, Client, Origin) {
+    let world = World::new();
+    let origin = world.origin(NAME, 7000, listen_only());
+    let (is_asked, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let records = [address(NAME, 60, &world.address_of(NAME).to_string())];
+    let upstream = Upstream::start({
+        let (is_asked, answers) = (Arc::clone(&is_asked), Arc::clone(&answers));
+        move |query| {
+            is_asked.store(true, Ordering::SeqCst);
+            wait_until("leave to answer", || answers.load(Ordering::SeqCst));
+            vec![bytes(&reply_from(&records, query))]
+        }
+    });
+    let upstreams = [upstream.address().to_string()];
+    let gate = world.gate(allow_one(NAME, &[7000])).set("dns.upstreams", upstreams).start();
+    let mut client = gate.client();
+    client.send(request);
+    wait_until("the question", || is_asked.load(Ordering::SeqCst));
+    gate.reload_with(NOTHING);
+    answers.store(true, Ordering::SeqCst);
+    (gate, client, origin)
+}
+
+#[test]
+fn nothing_leaves_over_a_connection_that_was_made_while_a_reload_denied_it() {
+    for request in [
+        "GET http://echo.example:7000/ HTTP/1.1\r\nHost: echo.example:7000\r\n\r\n",
+        "CONNECT echo.example:7000 HTTP/1.1\r\n\r\nearly bytes",
+    ] {
+        let (gate, mut client, origin) = revoked_while_resolving(request);
+        assert_eq!(client.response().status, 403, "{request}");
+        assert_eq!(gate.close(NAME)["reason"], "revoked", "{request}");
+        wait_until("the origin's end", || origin.ended() == 1);
+        assert_eq!(origin.heard(), "", "{request}");
+    }
 }
 
 #[test]

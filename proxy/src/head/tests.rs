@@ -106,6 +106,10 @@ fn every_bad_head_has_its_own_reason() {
         (host("Transfer-Encoding: chunked, identity"), Reason::TransferEncoding),
         (host("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), Reason::TransferEncoding),
         (host("Transfer-Encoding: gzip, chunked"), Reason::TransferEncoding),
+        (
+            "POST http://pypi.org/ HTTP/1.0\r\nHost: pypi.org\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
+            Reason::TransferEncoding,
+        ),
         (host("Upgrade: TLS/1.0\r\nConnection: upgrade"), Reason::UpgradeUnsupported),
         (host("Upgrade: websocket, h2c"), Reason::UpgradeUnsupported),
         (host("Upgrade: h2c, websocket"), Reason::UpgradeUnsupported),
@@ -155,6 +159,8 @@ fn only_a_websocket_is_an_upgrade_and_an_offer_of_http_2_is_none() {
     let websocket =
         |fields: &str| head(&format!("GET http://a.b/ HTTP/1.1\r\nHost: a.b\r\n{fields}\r\n")).websocket;
     assert!(websocket("Connection: Upgrade\r\nUpgrade: WebSocket\r\n"));
+    let old = "GET http://a.b/ HTTP/1.0\r\nHost: a.b\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    assert!(!head(old).websocket, "an older version knows no upgrade");
     for offer in ["h2c", "H2C"] {
         let fields =
             format!("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {offer}\r\nHTTP2-Settings: AAE\r\n");

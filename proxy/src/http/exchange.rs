@@ -21,7 +21,7 @@ use crate::dial::Speaker;
 use crate::flow::{Flow, OpenFlow};
 use crate::gate::Gate;
 use crate::head::{BodyLength, HostField, RequestHead, Target};
-use crate::path::{self, Connection, Dialled, Vetted, Wanted};
+use crate::path::{self, Allowed, Connection, Dialled, Vetted, Wanted};
 use crate::record::{self, Asked, EndedBy, HttpRequest, Kind};
 use crate::relay::Outcome;
 use crate::session::Session;
@@ -115,7 +115,14 @@ impl Exchanges {
     /// Answers a request: with the origin's response, or with a denial.
     pub(super) async fn answer(&mut self, client: &mut Client, head: &RequestHead) -> Then {
         self.count += 1;
-        match unless_it_leaves(client, self.prepare(head)).await {
+        // A client that leaves does not end this: a decision that is on record needs its end there, too.
+        let ready = match self.decide(head).await {
+            Ok((allowed, destination)) => {
+                unless_it_leaves(client, self.prepare(allowed, head, destination)).await
+            }
+            Err(denied) => Some(Err(denied)),
+        };
+        match ready {
             Some(Ok(ready)) => self.transfer(client, head, ready).await,
             Some(Err(denied)) => Box::pin(self.deny(client, head, denied)).await,
             // Its records close themselves.
@@ -128,8 +135,8 @@ impl Exchanges {
         self.kept.take_if(|kept| kept.poll_stirs(cx).is_ready());
     }
 
-    /// Decides on a request, and finds it a connection.
-    async fn prepare(&mut self, head: &RequestHead) -> Result<Ready, Denied> {
+    /// Decides on a request.
+    async fn decide(&self, head: &RequestHead) -> Result<(Allowed, Destination), Denied> {
         let (destination, wanted) = match self.wanted(head) {
             Ok(wanted) => wanted,
             Err(reason) => {
@@ -139,8 +146,21 @@ impl Exchanges {
             }
         };
         let flow = self.flow(head, Asked::Destination(destination.clone()));
+        match path::decide(&self.gate, flow, wanted).await {
+            Ok(allowed) => Ok((allowed, destination)),
+            Err(denial) => Err(Denied { denial, subject: Asked::Destination(destination) }),
+        }
+    }
+
+    /// Finds a request a connection.
+    async fn prepare(
+        &mut self,
+        allowed: Allowed,
+        head: &RequestHead,
+        destination: Destination,
+    ) -> Result<Ready, Denied> {
         let ready = async {
-            let vetted = path::decide(&self.gate, flow, wanted).await?.vet().await?;
+            let vetted = allowed.vet().await?;
             let ready = self.ready(vetted, head, &destination).await?;
             // A request's line and fields can carry data out as well as its body can.
             match ready.flow.take_up(head.raw.len()).stop {
@@ -251,6 +271,10 @@ impl Exchanges {
         origin: &mut Origin,
         flow: &Flow,
     ) -> Carried {
+        // A reload may have come while there was no connection.
+        if let Some(reason) = flow.has_ended() {
+            return Carried { status: None, ended: Err(Broken::Failed(reason)) };
+        }
         let mut transfer = Transfer::begin(client, origin, flow, head, &self.gate.draining);
         let ended = transfer.run().await;
         Carried { status: transfer.status(), ended }
@@ -265,7 +289,11 @@ impl Exchanges {
         origin: &mut Origin,
         flow: &Flow,
     ) -> Carried {
-        let dialled = origin.dial_again(&self.gate, self.session.client.ip());
+        let dialled = async {
+            origin.dial_again(&self.gate, self.session.client.ip()).await?;
+            // What leaves again counts again.
+            flow.take_up(head.raw.len()).stop.map_or(Ok(()), Err)
+        };
         match unless_it_leaves(client, dialled).await {
             Some(Ok(())) => self.carry(client, head, origin, flow).await,
             Some(Err(reason)) => Carried { status: None, ended: Err(Broken::Failed(reason)) },

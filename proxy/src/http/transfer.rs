@@ -215,7 +215,7 @@ impl<'t> Transfer<'t> {
 
     /// Polls until all of the request is with the origin, or it takes no more.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        let Self { client, origin, flow, up, moved, .. } = self;
+        let Self { client, origin, flow, up, down, moved, .. } = self;
         loop {
             if !up.broken {
                 // It may have answered before it closed.
@@ -235,6 +235,10 @@ impl<'t> Transfer<'t> {
             }));
             passed.map_err(Broken::Failed)?;
             match lent {
+                // One that has its answer may well stop (RFC 9112 §9.5): that is no fault of the request.
+                Ok(0) | Err(_) if matches!(down.stage, Stage::Body(_)) => {
+                    return Poll::Ready(Err(Broken::Left));
+                }
                 Ok(0) | Err(_) => return Poll::Ready(Err(Broken::Failed(Reason::BodyTruncated))),
                 Ok(lent) => *moved += lent,
             }

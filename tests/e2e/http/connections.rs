@@ -1,10 +1,13 @@
 //! What becomes of the two connections behind a request: which are kept, which are closed, and how.
 
 use std::io::{BufReader, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use outgate_tests::origin::{Reply, Wire, http, page, read_request, script};
-use outgate_tests::policy::{NOTHING, allow_one};
-use outgate_tests::{World, wait_until};
+use outgate_tests::policy::{NOTHING, allow_one, allow_with};
+use outgate_tests::{Client, Gate, World, wait_until};
+use rustix::process::Signal;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::NAME;
 
@@ -156,6 +159,81 @@ fn an_answer_that_comes_before_the_request_is_whole_arrives_and_the_rest_still_g
 
     wait_until("the rest at the origin", || origin.heard().ends_with("the rest."));
     assert_eq!(gate.close(NAME)["status"], 413);
+}
+
+#[test]
+fn a_client_that_keeps_the_rest_of_its_request_once_it_has_the_answer_was_not_denied() {
+    let world = World::new();
+    let _origin = world.http(NAME, |wire: &mut dyn Wire| {
+        drop(wire.read(&mut [0; 4096]));
+        drop(wire.write_all(b"HTTP/1.1 413 Too Much\r\nContent-Length: 2\r\n\r\nno"));
+        drop(std::io::copy(wire, &mut std::io::sink()));
+    });
+    let gate = world.gate(allow_one(NAME, &[80])).start();
+    let mut client = gate.client();
+
+    client.send("POST http://files.example/ HTTP/1.1\r\nHost: files.example\r\nContent-Length: 9\r\n\r\n");
+    assert_eq!(client.response().status, 413);
+    drop(client);
+
+    let close = gate.close(NAME);
+    assert_eq!((&close["verdict"], &close["ended_by"]), (&"allow".into(), &"client".into()), "{close}");
+}
+
+#[test]
+fn a_request_that_is_sent_again_counts_again() {
+    let world = World::new();
+    let origin = world.http(NAME, once);
+    let limit = format!("max_upload: {}", 3 * GET.len() - 1);
+    let gate = world.gate(allow_with(NAME, &[80], &limit)).start();
+    let mut client = gate.client();
+
+    assert_eq!(client.send(GET).response().text(), "ok");
+    assert_eq!(client.send(GET).response().status, 403);
+
+    assert_eq!(origin.heard().matches("GET / ").count(), 2);
+    assert_eq!(gate.reason("upload-limit")["bytes_up"], 2 * GET.len() - 1);
+}
+
+/// Starts a gate whose sessions are all one core's.
+fn on_one_core(start: impl FnOnce() -> Gate) -> Gate {
+    let all = sched_getaffinity(None).unwrap();
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::MAX_CPU).find(|core| all.is_set(*core)).unwrap());
+    sched_setaffinity(None, &one).unwrap();
+    let gate = start();
+    sched_setaffinity(None, &all).unwrap();
+    gate
+}
+
+#[test]
+fn requests_that_come_together_leave_others_their_turn() {
+    let world = World::new();
+    let gate = on_one_core(|| world.gate(NOTHING).start());
+    let mut flood = gate.client();
+    let (proxy, going) = (gate.proxy(), AtomicBool::new(true));
+    let many = "GET http://flood.example/ HTTP/1.1\r\nHost: flood.example\r\n\r\n".repeat(2000);
+    std::thread::scope(|scope| {
+        let mut answers = flood.twin();
+        scope.spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
+        scope.spawn(|| {
+            while going.load(Ordering::SeqCst) {
+                flood.send_to_whom_it_may_concern(&many);
+            }
+        });
+        wait_until("the flood", || gate.audit_text().lines().count() > 2000);
+        for _ in 0..10 {
+            assert_eq!(Client::to(proxy).send(GET).response().status, 403);
+        }
+        going.store(false, Ordering::SeqCst);
+        gate.signal(Signal::KILL);
+    });
+    let text = gate.audit_text();
+    let lines: Vec<&str> = text.lines().collect();
+    let is_other = |line: &&str| line.contains("files.example");
+    let first = lines.iter().position(is_other).unwrap();
+    let last = lines.iter().rposition(is_other).unwrap();
+    assert!(last - first < 5000, "{} requests of the flood meanwhile", last - first);
 }
 
 #[test]
