@@ -180,6 +180,8 @@ enum Entry {
 #[derive(Clone, Debug)]
 enum Outcome {
     Told(Arc<Reply>, SocketAddr),
+    /// Another query has brought it, so many seconds ago.
+    Cached(Arc<Reply>, u32),
     /// With what may be used in the answer's place.
     Failed(Failure, Option<Arc<Reply>>),
 }
@@ -349,7 +351,7 @@ impl Shared {
         match self.cache.get(name, record_type, now) {
             Found::Fresh { reply, age, prefetch } => {
                 if prefetch {
-                    drop(self.board(&Question { name: name.clone(), record_type }));
+                    drop(self.board(&Question { name: name.clone(), record_type }, Why::Prefetch));
                 }
                 Ok(Known { reply: Ok(reply), age, from: AnsweredBy::Cache })
             }
@@ -399,6 +401,7 @@ impl Shared {
             Outcome::Told(reply, upstream) => {
                 Known { reply: Ok(reply), age: 0, from: AnsweredBy::Upstream(upstream) }
             }
+            Outcome::Cached(reply, age) => Known { reply: Ok(reply), age, from: AnsweredBy::Cache },
             Outcome::Failed(_, Some(stale)) => self.stale(&stale),
             Outcome::Failed(failure, None) => Known { reply: Err(failure), age: 0, from: AnsweredBy::Nobody },
         }
@@ -426,7 +429,7 @@ impl Shared {
 
     /// Waits for the one query that asks this question, which it starts if there is none.
     async fn fly(self: &Arc<Self>, question: &Question) -> Outcome {
-        let Some(flight) = self.board(question) else {
+        let Some(flight) = self.board(question, Why::Unknown) else {
             return Outcome::Failed(Failure::Overload, None);
         };
         flight.await.unwrap_or(Outcome::Failed(Failure::Unusable, None))
@@ -436,20 +439,23 @@ impl Shared {
     async fn fly_here(self: &Arc<Self>, question: Question) -> Outcome {
         match self.enter(question, Vec::new()) {
             Entry::Asked(flight) => flight.await.unwrap_or(Outcome::Failed(Failure::Unusable, None)),
-            Entry::New(landing) => landing.fly().await,
+            Entry::New(landing) => landing.fly_unless_known().await,
             Entry::Full => Outcome::Failed(Failure::Overload, None),
         }
     }
 
     /// The query that asks this question; none where there are too many already.
-    fn board(self: &Arc<Self>, question: &Question) -> Option<oneshot::Receiver<Outcome>> {
+    fn board(self: &Arc<Self>, question: &Question, why: Why) -> Option<oneshot::Receiver<Outcome>> {
         let (seat, flight) = oneshot::channel();
         match self.enter(question.clone(), vec![seat]) {
             Entry::Asked(flight) => Some(flight),
             Entry::New(landing) => {
                 // On the thread that asks, if it has a runtime: to wake another one and be woken by it costs 2 µs.
                 let runtime = Handle::try_current().unwrap_or_else(|_| self.runtime.clone());
-                runtime.spawn(landing.fly());
+                match why {
+                    Why::Unknown => runtime.spawn(landing.fly_unless_known()),
+                    Why::Prefetch => runtime.spawn(landing.fly()),
+                };
                 Some(flight)
             }
             Entry::Full => None,
@@ -474,6 +480,14 @@ impl Shared {
         }
         flights.insert(question.clone(), waiting);
         Entry::New(Landing { shared: Arc::clone(self), question, landed: false })
+    }
+
+    /// What the cache knows of a question, if it need not be asked.
+    fn cached(&self, question: &Question) -> Option<Outcome> {
+        match self.cache.get(&question.name, question.record_type, Instant::now()) {
+            Found::Fresh { reply, age, .. } => Some(Outcome::Cached(reply, age)),
+            Found::Stale(_) | Found::Failed(_) | Found::Expired(_) | Found::Missing => None,
+        }
     }
 
     /// Asks the upstreams, along the chain of aliases, and stores what comes of it.
@@ -507,6 +521,15 @@ impl Shared {
     }
 }
 
+/// Why a question is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// The cache does not know.
+    Unknown,
+    /// What the cache knows is about to expire.
+    Prefetch,
+}
+
 /// Takes a question off the list of those that are with the upstreams, however its task ends.
 struct Landing {
     shared: Arc<Shared>,
@@ -515,9 +538,22 @@ struct Landing {
 }
 
 impl Landing {
+    /// The same as [`Landing::fly`], for what the cache did not know a moment ago: another query may have landed between
+    /// that look and the place on the list.
+    async fn fly_unless_known(self) -> Outcome {
+        match self.shared.cached(&self.question) {
+            Some(known) => self.tell(known),
+            None => self.fly().await,
+        }
+    }
+
     /// Asks, and tells those who wait.
     async fn fly(self) -> Outcome {
         let outcome = self.shared.ask(&self.question).await;
+        self.tell(outcome)
+    }
+
+    fn tell(self, outcome: Outcome) -> Outcome {
         // It is in the cache now: who asks from here on finds it there.
         for seat in self.land() {
             // Who does not wait any more needs no answer.

@@ -490,6 +490,19 @@ async fn many_who_ask_the_same_share_one_query() {
 }
 
 #[tokio::test]
+async fn what_another_query_has_brought_since_the_cache_was_asked_is_not_asked_for_again() {
+    let upstream = Scripted::start(honest).await;
+    let resolver = resolver(&[upstream.upstream()]);
+    ask(&resolver, "a.example", TYPE_A).await;
+    let asked = question("a.example", TYPE_A);
+    for outcome in [resolver.shared.fly(&asked).await, resolver.shared.fly_here(asked.clone()).await] {
+        assert!(matches!(outcome, Outcome::Cached(_, 0)));
+    }
+    assert_eq!(upstream.asked().len(), 1);
+    assert_eq!(resolver.state().in_flight, 0);
+}
+
+#[tokio::test]
 async fn beyond_the_bound_of_queries_the_answer_is_servfail_and_nothing_is_sent() {
     let upstream = Scripted::start(honest).await;
     let resolver = resolver(&[upstream.upstream()]);
