@@ -141,15 +141,17 @@ fn a_denial_leaves_the_connection_open_where_no_more_of_the_request_is_to_come()
     assert_eq!(gate.records_until(4, |record| record["event"] == "decision").len(), 4);
 }
 
+/// An origin that answers before it has the request, and reads the rest of it.
+fn too_much(wire: &mut dyn Wire) {
+    drop(wire.read(&mut [0; 4096]));
+    drop(wire.write_all(b"HTTP/1.1 413 Too Much\r\nContent-Length: 2\r\n\r\nno"));
+    drop(std::io::copy(wire, &mut std::io::sink()));
+}
+
 #[test]
 fn an_answer_that_comes_before_the_request_is_whole_arrives_and_the_rest_still_goes_up() {
     let world = World::new();
-    let origin = world.http(NAME, |wire: &mut dyn Wire| {
-        let mut head = [0; 4096];
-        drop(wire.read(&mut head));
-        drop(wire.write_all(b"HTTP/1.1 413 Too Much\r\nContent-Length: 2\r\n\r\nno"));
-        drop(std::io::copy(wire, &mut std::io::sink()));
-    });
+    let origin = world.http(NAME, too_much);
     let gate = world.gate(allow_one(NAME, &[80])).start();
     let mut client = gate.client();
 
@@ -164,11 +166,7 @@ fn an_answer_that_comes_before_the_request_is_whole_arrives_and_the_rest_still_g
 #[test]
 fn a_client_that_keeps_the_rest_of_its_request_once_it_has_the_answer_was_not_denied() {
     let world = World::new();
-    let _origin = world.http(NAME, |wire: &mut dyn Wire| {
-        drop(wire.read(&mut [0; 4096]));
-        drop(wire.write_all(b"HTTP/1.1 413 Too Much\r\nContent-Length: 2\r\n\r\nno"));
-        drop(std::io::copy(wire, &mut std::io::sink()));
-    });
+    let _origin = world.http(NAME, too_much);
     let gate = world.gate(allow_one(NAME, &[80])).start();
     let mut client = gate.client();
 
