@@ -24,13 +24,13 @@ impl Answer {
     /// As a whole HTTP/1.1 response behind which the connection closes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.to_request(false, true)
+        self.response(false, true)
     }
 
     /// As a whole HTTP/1.1 response to a request on a connection that `stays` open or closes behind it. One to HEAD is
     /// not `with_body`, but says how long that would be (RFC 9110 §9.3.2).
     #[must_use]
-    pub fn to_request(&self, stays: bool, with_body: bool) -> Vec<u8> {
+    pub fn response(&self, stays: bool, with_body: bool) -> Vec<u8> {
         let body = self.body();
         format!(
             "HTTP/1.1 {} {}\r\nProxy-Status: {}\r\nContent-Type: text/plain; charset=us-ascii\r\n\
@@ -76,7 +76,7 @@ mod tests {
             assert!(head.starts_with(&format!("HTTP/1.1 {} pypi.org:443: ", reason.status())), "{head}");
             assert!(head.contains(&format!("details=\"{}\"", reason.code())), "{head}");
             assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
-            let kept = String::from_utf8(answer.to_request(true, false)).unwrap();
+            let kept = String::from_utf8(answer.response(true, false)).unwrap();
             assert_eq!(kept, format!("{}\r\n\r\n", head.replace("\r\nConnection: close", "")));
         }
     }

@@ -340,7 +340,7 @@ impl Exchanges {
         let Denied { denial, subject } = denied;
         let stays =
             is_whole && !head.close && head.version != Version::HTTP_10 && !self.gate.draining.is_cancelled();
-        let answer = Answer::new(denial.clone(), subject).to_request(stays, head.method != Method::HEAD);
+        let answer = Answer::new(denial.clone(), subject).response(stays, head.method != Method::HEAD);
         if !stays {
             return Then::Goodbye(answer);
         }

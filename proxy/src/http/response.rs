@@ -37,6 +37,8 @@ pub(super) struct Begun {
     pub(super) body: Body,
     /// How its body goes on.
     pub(super) framing: Framing,
+    /// Whether the client would take the end of its connection for that of the body.
+    pub(super) ends_with_close: bool,
     /// Whether the origin's connection may carry another request.
     pub(super) origin_stays: bool,
     /// Whether the client's may.
@@ -114,7 +116,8 @@ impl ResponseHead<'_> {
         let origin_stays = !body.ends_with_stream()
             && self.version == Version::HTTP_11
             && self.fields.is_persistent(self.version);
-        Ok(Begun { status: self.status, body, framing, origin_stays, client_stays })
+        let ends_with_close = old_client && !by_length;
+        Ok(Begun { status: self.status, body, framing, ends_with_close, origin_stays, client_stays })
     }
 
     /// What the fields say of the body. What two readers could understand in two ways is no response (RFC 9112 §6.3),
@@ -228,7 +231,7 @@ mod tests {
         let asks = "GET / HTTP/1.0\r\nHost: a.b\r\nConnection: keep-alive\r\n\r\n";
         for (fields, stays) in [("Content-Length: 5\r\n", true), ("", false)] {
             let (out, begun) = read_for(asks, &format!("HTTP/1.1 200 OK\r\n{fields}\r\n")).unwrap();
-            assert_eq!(begun.client_stays, stays);
+            assert_eq!((begun.client_stays, begun.ends_with_close), (stays, !stays));
             assert_eq!(out.contains("connection: keep-alive"), stays, "{out}");
             assert_eq!(begun.framing, Framing::Plain);
         }

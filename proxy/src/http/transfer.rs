@@ -320,12 +320,7 @@ impl Down {
 
     /// Whether the client would take the end of the connection for that of the response.
     fn ends_with_close(&self) -> bool {
-        match &self.stage {
-            Stage::Body(Begun { body, framing, .. }) => {
-                *framing == Framing::Plain && !matches!(body, Body::Bytes(_))
-            }
-            Stage::Head | Stage::WebSocket(_) => false,
-        }
+        matches!(self.stage, Stage::Body(Begun { ends_with_close: true, .. }))
     }
 
     /// Puts together what the client gets of these bytes, and says how many of them there is no more need of.
