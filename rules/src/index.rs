@@ -52,8 +52,18 @@ impl NameIndex {
     }
 
     /// Whether some pattern names something below `name`.
-    pub(crate) fn names_something_below(&self, name: &str) -> bool {
-        self.ancestors.contains(name)
+    pub(crate) fn names_something_below(&self, name: &DomainName) -> bool {
+        // Its top-level domain is in a cache, and itself is not.
+        self.ancestors.contains(name.top_level()) && self.ancestors.contains(name.as_str())
+    }
+
+    /// Whether no pattern has the top-level domain of `name` in common with it, so that none takes it. Most of what
+    /// clients look up in vain is of that kind: names with a search domain behind them.
+    ///
+    /// It spares a look into the tables of names, which are in no cache, and takes one into a line that is.
+    pub(crate) fn is_foreign(&self, name: &DomainName) -> bool {
+        let top = name.top_level();
+        top.len() < name.as_str().len() && !self.ancestors.contains(top)
     }
 
     /// The name below which a wildcard of one of these rules takes `name`; none where one of them names

@@ -102,12 +102,15 @@ impl RuleSet {
     /// say that the name does not exist, for nothing below it would exist either (RFC 8020).
     #[must_use]
     pub fn names_something_below(&self, name: &DomainName) -> bool {
-        self.allows_internet() || self.names().names_something_below(name.as_str())
+        self.allows_internet() || self.names().names_something_below(name)
     }
 
     /// The rules for a name that hold for `client` now, on any port.
     fn rules_for_lookup(&self, client: IpAddr, name: &DomainName, now: Timestamp) -> ForLookup {
         let mut found = ForLookup::default();
+        if self.names().is_foreign(name) {
+            return found;
+        }
         self.each_rule_named(name, |id| {
             let Some(rule) = self.rule(id) else { return };
             match rule.terms.action {
@@ -369,6 +372,30 @@ outbound_rules:
             ["a.b.example.org", "z.example.org", "q.c.example.com", "x-1.d.example.net", "dev", "xample.org"]
         {
             assert!(!below(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_a_foreign_top_level_domain_is_no_other_case() {
+        let text = "outbound_rules:
+  - {name: single, type: fqdn, destination: intranet}
+  - {name: exact, type: fqdn, destination: a.example}
+  - {name: below, type: fqdn, destination: '*.corp'}
+  - {name: in-label, type: fqdn, destination: 'x-*.q.lan'}
+";
+        for (name, expected) in [
+            ("intranet", Reason::Rule),
+            ("a.example", Reason::Rule),
+            ("b.c.corp", Reason::Rule),
+            ("x-1.q.lan", Reason::Rule),
+            ("a.example.cluster.local", Reason::NoRule),
+            ("a.intranet", Reason::NoRule),
+            ("foreign", Reason::NoRule),
+        ] {
+            assert_eq!(reason(&rules(text), "10.1.0.4", name), expected, "{name}");
+            let internet = rules(&format!("isolation_mode: allow_internet_outbound\n{text}"));
+            let expected = if expected == Reason::NoRule { Reason::InternetMode } else { expected };
+            assert_eq!(reason(&internet, "10.1.0.4", name), expected, "{name}");
         }
     }
 

@@ -63,6 +63,13 @@ impl DomainName {
         std::iter::successors(Some(self.as_str()), move |name| name.get(below_dot(name)?..))
     }
 
+    /// The last label.
+    #[must_use]
+    pub fn top_level(&self) -> &str {
+        let dot = self.0.bytes().rposition(|byte| byte == b'.');
+        dot.and_then(|dot| self.0.get(dot + 1..)).unwrap_or(&self.0)
+    }
+
     /// Whether this name lies below `parent` by at least one label.
     #[must_use]
     pub fn is_below(&self, parent: &Self) -> bool {

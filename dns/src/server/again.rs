@@ -28,17 +28,18 @@ const REPLIES: usize = 4096;
 const TIMES: u8 = 64;
 /// Longest packet that is kept; longer ones are padded, or no queries.
 const PACKET: usize = 320;
-/// Packets that are remembered for having come once, and the bits for it: only what comes twice is kept, or a flood
-/// of different names would cost more than without all this.
-const SIGHTINGS: usize = 8192;
-const SIGHTING_WORDS: usize = SIGHTINGS * 8 / 64;
+/// Packets that are remembered for having come once, and the words for it: only what comes twice is kept, or a flood
+/// of different names would cost more than without all this. Sixteen bits a packet, of which it sets two: one of two
+/// hundred that have not come is taken for one that has.
+const SIGHTINGS: usize = 4096;
+const SIGHTING_WORDS: usize = SIGHTINGS * 16 / 64;
 
 /// The replies of this second.
 pub(super) struct Again {
     given: HashTable<Given>,
     /// Seeded at random: clients choose the packets.
     hasher: RandomState,
-    /// A bit for each packet that came, by its hash, and how many are set.
+    /// Two bits of a word for each packet that came, by its hash, and how many packets those are.
     sightings: Box<[u64]>,
     sighted: usize,
     second: i64,
@@ -120,6 +121,10 @@ impl Again {
         moment: &Moment,
         out: &mut Vec<u8>,
     ) -> Option<(&Answered, &mut Said)> {
+        // What is kept is in no cache while other names are asked for; the sightings are.
+        if !self.was_seen(sent.hash) {
+            return None;
+        }
         let entry = self.given.find_entry(sent.hash, |given| given.is_for(sent)).ok()?;
         if entry.get().left == 0 {
             entry.remove();
@@ -139,7 +144,7 @@ impl Again {
     pub(super) fn keep(&mut self, sent: &Sent<'_>, reply: &[u8], event: Answered) {
         self.took = event.took;
         let Sent { hash, rest, asker, .. } = *sent;
-        if !self.was_seen(hash) || self.given.len() >= REPLIES || rest.len() > PACKET || !holds(&event) {
+        if !self.see(hash) || self.given.len() >= REPLIES || rest.len() > PACKET || !holds(&event) {
             return;
         }
         let asker = (asker.client.ip(), asker.local);
@@ -149,12 +154,17 @@ impl Again {
     }
 
     /// Whether a packet came before, as far as that is remembered.
-    fn was_seen(&mut self, hash: u64) -> bool {
-        let (word, bit) = ((hash >> 6) as usize % SIGHTING_WORDS, 1 << (hash & 63));
-        let Some(word) = self.sightings.get_mut(word) else { return false };
-        let seen = *word & bit != 0;
-        *word |= bit;
+    fn was_seen(&self, hash: u64) -> bool {
+        let (word, bits) = sighting(hash);
+        self.sightings.get(word).is_some_and(|word| word & bits == bits)
+    }
+
+    /// Remembers that a packet came; whether it came before.
+    fn see(&mut self, hash: u64) -> bool {
+        let seen = self.was_seen(hash);
         if !seen {
+            let (word, bits) = sighting(hash);
+            self.sightings.get_mut(word).into_iter().for_each(|word| *word |= bits);
             self.sighted += 1;
         }
         if self.sighted > SIGHTINGS {
@@ -163,6 +173,11 @@ impl Again {
         }
         seen
     }
+}
+
+/// The word of the sightings that is a packet's, and its bits there.
+fn sighting(hash: u64) -> (usize, u64) {
+    ((hash >> 12) as usize % SIGHTING_WORDS, 1 << (hash & 63) | 1 << (hash >> 6 & 63))
 }
 
 impl Given {
