@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use outgate_rules::{Destination, Protocol, Reason};
+use outgate_rules::{Denial, Destination, Protocol, Reason};
 use tokio::time::Instant;
 
 use crate::answer::Answer;
@@ -22,13 +22,13 @@ use crate::tunnel::{FirstBytes, TLS_HANDSHAKE, Tunnel};
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
 /// Serves a CONNECT until it is a tunnel, or to its end. The client's connection ends with it.
-pub async fn serve(
+pub fn serve(
     gate: &Arc<Gate>,
     session: &Session,
     client: Client,
     to: Destination,
-) -> Option<Box<Tunnel>> {
-    let flow = record::Flow {
+) -> impl Future<Output = Option<Box<Tunnel>>> + Send {
+    let flow = Box::new(record::Flow {
         session: session.clone(),
         kind: Kind::Connect,
         exchange: None,
@@ -36,58 +36,57 @@ pub async fn serve(
         protocol: Protocol::Tcp,
         request: None,
         hello: None,
-    };
-    let dialled = async {
-        let vetted = path::decide(gate, flow, Wanted::Destination(to.clone())).await?.vet().await?;
-        match FirstBytes::wanted(vetted.permit()) {
-            // Which of the two it will be, and so what is dialled, tells the client's first byte.
-            FirstBytes::TlsOrHttp => Ok(Opening::Undecided(vetted)),
-            wanted @ (FirstBytes::Tls | FirstBytes::Any) => {
-                let client_speaks = wanted == FirstBytes::Tls || !client.ahead().is_empty();
-                let first = if client_speaks { Speaker::Client } else { Speaker::Either };
-                vetted.dial(first, None).await.map(|dialled| Opening::Tunnel(dialled, wanted))
+    });
+    let client_has_spoken = !client.ahead().is_empty();
+    async move {
+        let opening = match open(gate, flow, &to, client_has_spoken).await {
+            Ok(opening) => opening,
+            Err(denial) => {
+                let answer = Answer::new(denial, &to).to_bytes();
+                Box::pin(client.close_with(&answer)).await;
+                return None;
             }
+        };
+        let left = Outcome::side(EndedBy::Client);
+        match (opening, client.send(ESTABLISHED).await) {
+            // What follows takes as much memory as what was, and each takes its own.
+            (Opening::Tunnel(dialled, wanted), Ok(())) => {
+                return Box::pin(Tunnel::open(gate, client, dialled, wanted)).await;
+            }
+            (Opening::Undecided(vetted), Ok(())) => {
+                return Box::pin(tls_or_http(gate, session, client, vetted, to)).await;
+            }
+            (Opening::Tunnel(dialled, _), Err(_)) => dialled.trail.close(left).await,
+            (Opening::Undecided(vetted), Err(_)) => vetted.close(left).await,
         }
-    };
-    match dialled.await {
-        Ok(opening) => opening.serve(gate, session, client, to).await,
-        Err(denial) => {
-            client.close_with(&Answer::new(denial, &to).to_bytes()).await;
-            None
-        }
+        None
     }
 }
 
 /// A CONNECT that goes on.
 enum Opening {
     /// As a tunnel.
-    Tunnel(Dialled, FirstBytes),
+    Tunnel(Box<Dialled>, FirstBytes),
     /// As a tunnel or as requests.
     Undecided(Vetted),
 }
 
-impl Opening {
-    async fn serve(
-        self,
-        gate: &Arc<Gate>,
-        session: &Session,
-        client: Client,
-        to: Destination,
-    ) -> Option<Box<Tunnel>> {
-        let told = client.send(ESTABLISHED).await;
-        match (self, told) {
-            (Self::Tunnel(dialled, wanted), Ok(())) => Tunnel::open(gate, client, dialled, wanted).await,
-            (Self::Undecided(vetted), Ok(())) => tls_or_http(gate, session, client, vetted, to).await,
-            (Self::Tunnel(Dialled { trail, .. }, _), Err(_)) => {
-                trail.close(Outcome::side(EndedBy::Client)).await;
-                None
-            }
-            (Self::Undecided(vetted), Err(_)) => {
-                vetted.close(Outcome::side(EndedBy::Client)).await;
-                None
-            }
-        }
-    }
+async fn open(
+    gate: &Arc<Gate>,
+    flow: Box<record::Flow>,
+    to: &Destination,
+    client_has_spoken: bool,
+) -> Result<Opening, Denial> {
+    let vetted = path::decide(gate, flow, Wanted::Destination(to.clone())).await?.vet().await?;
+    let wanted = FirstBytes::wanted(vetted.permit());
+    let first = match wanted {
+        // Which of the two it will be, and so what is dialled, tells the client's first byte.
+        FirstBytes::TlsOrHttp => return Ok(Opening::Undecided(vetted)),
+        FirstBytes::Tls => Speaker::Client,
+        FirstBytes::Any if client_has_spoken => Speaker::Client,
+        FirstBytes::Any => Speaker::Either,
+    };
+    Ok(Opening::Tunnel(Box::new(vetted.dial(first, None).await?), wanted))
 }
 
 /// On port 80 the client's first byte tells whether a tunnel is wanted or requests are coming, which are
@@ -103,7 +102,7 @@ async fn tls_or_http(
         Ok(TLS_HANDSHAKE) => {
             // The client has been told that the tunnel is open: a failure can only close it.
             let dialled = vetted.dial(Speaker::Client, None).await.ok()?;
-            return Tunnel::open(gate, client, dialled, FirstBytes::Tls).await;
+            return Tunnel::open(gate, client, Box::new(dialled), FirstBytes::Tls).await;
         }
         Ok(_) => {
             let tunnel = Box::pin(requests(gate, session, client, to)).await;

@@ -55,15 +55,19 @@ pub async fn dial(
     let deadline = Instant::now() + limit;
     let addresses = with_family_of(how.source, addresses);
     let starved = Arc::new(AtomicBool::new(false));
-    let dialled = match <[VettedAddr; 1]>::try_from(addresses) {
-        Ok([only]) => timeout_at(deadline, attempt(only, how, Arc::clone(&starved))).await,
+    let dialled = match addresses.as_slice() {
+        [only] => timeout_at(deadline, attempt(only.socket(), how, Arc::clone(&starved))).await,
         // It takes a kilobyte, which a flow to the one address need not carry.
-        Err(several) => {
-            timeout_at(deadline, Box::pin(race(interleave(several), how, Arc::clone(&starved)))).await
+        several => {
+            let several = interleave(several.iter().map(VettedAddr::socket).collect());
+            timeout_at(deadline, Box::pin(race(several, how, Arc::clone(&starved)))).await
         }
     };
     match dialled {
-        Ok(Ok(connected)) => Ok(connected),
+        Ok(Ok((stream, to))) => {
+            let vetted = addresses.into_iter().find(|address| address.socket() == to);
+            vetted.map(|vetted| (stream, vetted)).ok_or(Reason::OriginUnreachable)
+        }
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) if starved.load(Ordering::Relaxed) => Err(Reason::OutOfDescriptors),
         Err(_) => Err(Reason::OriginTimeout),
@@ -71,10 +75,10 @@ pub async fn dial(
 }
 
 async fn race(
-    addresses: Vec<VettedAddr>,
+    addresses: Vec<SocketAddr>,
     how: How,
     starved: Arc<AtomicBool>,
-) -> io::Result<(TcpStream, VettedAddr)> {
+) -> io::Result<(TcpStream, SocketAddr)> {
     let mut waiting = addresses.into_iter();
     let Some(first) = waiting.next() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
     // Nearly always the first answers before a second joins in: it needs no task of its own.
@@ -99,10 +103,10 @@ async fn race(
 
 /// Tries one after the other, each beside those before it.
 async fn others(
-    waiting: impl Iterator<Item = VettedAddr>,
+    waiting: impl Iterator<Item = SocketAddr>,
     how: How,
     starved: &Arc<AtomicBool>,
-) -> io::Result<(TcpStream, VettedAddr)> {
+) -> io::Result<(TcpStream, SocketAddr)> {
     let mut attempts = JoinSet::new();
     let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for next in waiting {
@@ -124,25 +128,24 @@ async fn others(
     Err(failed)
 }
 
-async fn attempt(
-    address: VettedAddr,
-    how: How,
-    starved: Arc<AtomicBool>,
-) -> io::Result<(TcpStream, VettedAddr)> {
+async fn attempt(to: SocketAddr, how: How, starved: Arc<AtomicBool>) -> io::Result<(TcpStream, SocketAddr)> {
     loop {
-        match connect(address.socket(), how).await {
-            Err(error) if is_out_of_descriptors(&error) => {
-                starved.store(true, Ordering::Relaxed);
-                sleep(NO_DESCRIPTOR).await;
-            }
-            result => return result.map(|stream| (stream, address)),
+        match connect(to, how).await {
+            Err(error) if is_out_of_descriptors(&error) => starved.store(true, Ordering::Relaxed),
+            result => return result.map(|stream| (stream, to)),
         }
+        Box::pin(sleep(NO_DESCRIPTOR)).await;
     }
 }
 
 /// `clippy.toml` refuses this call everywhere else.
 #[allow(clippy::disallowed_methods)]
 async fn connect(to: SocketAddr, how: How) -> io::Result<TcpStream> {
+    socket(to, how)?.connect(to).await
+}
+
+/// A socket that can be connected.
+fn socket(to: SocketAddr, how: How) -> io::Result<TcpSocket> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_nodelay(true)?;
     if how.first == Speaker::Client {
@@ -153,7 +156,7 @@ async fn connect(to: SocketAddr, how: How) -> io::Result<TcpStream> {
         original::make_transparent(&SockRef::from(&socket), source.is_ipv4())?;
         socket.bind(SocketAddr::new(source, 0))?;
     }
-    socket.connect(to).await
+    Ok(socket)
 }
 
 /// Whether the process, or the system, has no room for another socket.
@@ -176,13 +179,13 @@ fn with_family_of(source: Option<IpAddr>, mut addresses: Vec<VettedAddr>) -> Vec
 }
 
 /// Alternates the families, beginning with that of the first address.
-fn interleave(addresses: Vec<VettedAddr>) -> Vec<VettedAddr> {
-    let first_is_v6 = addresses.first().is_some_and(|address| address.socket().is_ipv6());
-    if addresses.iter().all(|address| address.socket().is_ipv6() == first_is_v6) {
+fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    if addresses.iter().all(|address| address.is_ipv6() == first_is_v6) {
         return addresses;
     }
     let (first, second): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|address| address.socket().is_ipv6() == first_is_v6);
+        addresses.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
     let mut mixed = Vec::new();
     loop {

@@ -220,20 +220,20 @@ async fn requests(gate: &Arc<Gate>, session: &Session, mut client: Client) -> Op
         Ok(head) => head,
         Err(NoHead::Closed) => return None,
         Err(NoHead::Bad(bad)) => {
-            reject(gate, session, client, bad).await;
+            Box::pin(reject(gate, session, client, bad)).await;
             return None;
         }
     };
     loop {
         if let Target::Authority(destination) = head.target {
-            return connect::serve(gate, session, client, destination).await;
+            return Box::pin(connect::serve(gate, session, client, destination)).await;
         }
         match Box::pin(http::serve(gate, session, client, head)).await {
             After::Closed => return None,
             After::Tunnel(tunnel) => return Some(tunnel),
             After::Connect(again, next) => (client, head) = (again, *next),
             After::Bad(client, bad) => {
-                reject(gate, session, client, bad).await;
+                Box::pin(reject(gate, session, client, bad)).await;
                 return None;
             }
         }

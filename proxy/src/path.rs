@@ -53,21 +53,24 @@ impl Wanted {
     }
 }
 
-/// A flow that the rules allow: the proof, and the beginning of its records.
+/// A flow that the rules allow.
 #[derive(Debug)]
-pub struct Allowed {
-    wanted: Wanted,
-    permit: Permit,
-    trail: Trail,
-}
+pub struct Allowed(Box<Admitted>);
 
 /// An allowed flow whose destination has addresses that may be dialled.
 #[derive(Debug)]
 pub struct Vetted {
+    admitted: Box<Admitted>,
+    addresses: Vec<VettedAddr>,
+}
+
+/// What goes with an allowed flow from step to step: the proof, and the beginning of its records. Each step is a future
+/// in the one before it, so what is not behind a box is there, and copied, several times over.
+#[derive(Debug)]
+struct Admitted {
     wanted: Wanted,
     permit: Permit,
     trail: Trail,
-    addresses: Vec<VettedAddr>,
 }
 
 /// A flow with an open connection to its origin.
@@ -89,22 +92,21 @@ pub struct Dialled {
 ///
 /// # Errors
 /// The denial, recorded.
-pub async fn decide(gate: &Arc<Gate>, flow: record::Flow, wanted: Wanted) -> Result<Allowed, Denial> {
-    // It outlives this function, in the flow's records.
-    let flow = Box::new(flow);
+pub async fn decide(gate: &Arc<Gate>, flow: Box<record::Flow>, wanted: Wanted) -> Result<Allowed, Denial> {
     let now = Timestamp::now();
     let decision = wanted.decide(&gate.rules(), flow.session.client.ip(), flow.protocol, now);
     let recorded = gate.recorder.decided(&Decided::by_rules(&flow, &decision, now)).await;
     let trail = Trail::new(gate, flow, &decision);
-    match (decision.into_permit(), recorded) {
-        (Ok(permit), Ok(())) => Ok(Allowed { wanted, permit, trail }),
-        // The record of the decision may still be written when the disk has room again: it needs its end.
-        (Ok(_), Err(unavailable)) => Err(trail.refuse(Reason::from(unavailable).into()).await),
+    let unavailable = match (decision.into_permit(), recorded) {
+        (Ok(permit), Ok(())) => return Ok(Allowed(Box::new(Admitted { wanted, permit, trail }))),
+        (Ok(_), Err(unavailable)) => unavailable,
         (Err(denial), _) => {
             trail.end_with_its_decision();
-            Err(denial)
+            return Err(denial);
         }
-    }
+    };
+    // The record of the decision may still be written when the disk has room again: it needs its end.
+    Err(trail.refuse(Reason::from(unavailable).into()).await)
 }
 
 /// Records that something was rejected before there was anything to decide on.
@@ -120,10 +122,10 @@ impl Allowed {
     /// # Errors
     /// Why there is none that may be dialled, recorded.
     pub async fn vet(self) -> Result<Vetted, Denial> {
-        let Self { wanted, permit, trail } = self;
-        match addresses(trail.gate(), &permit).await {
-            Ok(addresses) => Ok(Vetted { wanted, permit, trail, addresses }),
-            Err(denial) => Err(trail.refuse(denial).await),
+        let Self(admitted) = self;
+        match addresses(admitted.trail.gate(), &admitted.permit).await {
+            Ok(addresses) => Ok(Vetted { admitted, addresses }),
+            Err(denial) => Err(admitted.trail.refuse(denial).await),
         }
     }
 }
@@ -163,7 +165,7 @@ impl Vetted {
     /// The proof.
     #[must_use]
     pub fn permit(&self) -> &Permit {
-        &self.permit
+        &self.admitted.permit
     }
 
     /// Dials one of the addresses, on which `first` will speak first, and opens the flow. `connection` counts what the
@@ -171,20 +173,23 @@ impl Vetted {
     ///
     /// # Errors
     /// Why none of them could be reached, or as [`Vetted::open`]; recorded.
-    pub async fn dial(mut self, first: Speaker, connection: Option<&Connection>) -> Result<Dialled, Denial> {
+    pub async fn dial(self, first: Speaker, connection: Option<&Connection>) -> Result<Dialled, Denial> {
+        let Self { admitted, addresses } = self;
+        let gate = admitted.trail.gate();
         let started = Instant::now();
-        let gate = Arc::clone(self.trail.gate());
-        let addresses = std::mem::take(&mut self.addresses);
-        let how = How { source: gate.source_for(self.permit.client()), first };
-        let dialled = dial::dial(addresses, how, gate.limits.dial).await;
-        gate.recorder.metrics().dialed(started.elapsed());
-        match dialled {
-            Ok((origin, address)) => {
-                let (flow, permit, trail) = self.open(&address, connection).await?;
-                Ok(Dialled { origin, address, flow, permit, trail })
+        let how = How { source: gate.source_for(admitted.permit.client()), first };
+        let (trail, denial) = {
+            let dialled = dial::dial(addresses, how, gate.limits.dial).await;
+            gate.recorder.metrics().dialed(started.elapsed());
+            match dialled {
+                Ok((origin, address)) => match admitted.open(&address, connection) {
+                    Ok((flow, permit, trail)) => return Ok(Dialled { origin, address, flow, permit, trail }),
+                    Err(refused) => refused,
+                },
+                Err(reason) => (admitted.trail, reason.into()),
             }
-            Err(reason) => Err(self.refuse(reason.into()).await),
-        }
+        };
+        Err(trail.refuse(denial).await)
     }
 
     /// Opens the flow over a connection to `address` that is there already.
@@ -196,7 +201,32 @@ impl Vetted {
         address: &VettedAddr,
         connection: Option<&Connection>,
     ) -> Result<(OpenFlow, Permit, Trail), Denial> {
-        let Self { wanted, permit, mut trail, .. } = self;
+        let (trail, denial) = match self.admitted.open(address, connection) {
+            Ok(opened) => return Ok(opened),
+            Err(refused) => refused,
+        };
+        Err(trail.refuse(denial).await)
+    }
+
+    /// Records why the flow ends here, and gives it back.
+    pub async fn refuse(self, denial: Denial) -> Denial {
+        self.admitted.trail.refuse(denial).await
+    }
+
+    /// Records that the flow carried nothing itself: its connection is used for something else.
+    pub async fn close(self, outcome: Outcome) {
+        self.admitted.trail.close(outcome).await;
+    }
+}
+
+impl Admitted {
+    /// Opens the flow; or gives back what there is to record, and why.
+    fn open(
+        self,
+        address: &VettedAddr,
+        connection: Option<&Connection>,
+    ) -> Result<(OpenFlow, Permit, Trail), (Trail, Denial)> {
+        let Self { wanted, permit, mut trail } = self;
         let gate = Arc::clone(trail.gate());
         let rule = address.rule();
         trail.reached(address);
@@ -207,7 +237,7 @@ impl Vetted {
         );
         if let Err(reason) = meter.check(std::time::Instant::now) {
             let denial = trail.denial(reason);
-            return Err(trail.refuse(denial).await);
+            return Err((trail, denial));
         }
         let flow = gate
             .flows
@@ -219,20 +249,10 @@ impl Vetted {
             flow.decide_again(&rules, &gate.own(), Timestamp::now());
             if let Some(reason) = flow.has_ended() {
                 let denial = trail.denial(reason);
-                return Err(trail.refuse(denial).await);
+                return Err((trail, denial));
             }
         }
         Ok((flow, permit, trail))
-    }
-
-    /// Records why the flow ends here, and gives it back.
-    pub async fn refuse(self, denial: Denial) -> Denial {
-        self.trail.refuse(denial).await
-    }
-
-    /// Records that the flow carried nothing itself: its connection is used for something else.
-    pub async fn close(self, outcome: Outcome) {
-        self.trail.close(outcome).await;
     }
 }
 

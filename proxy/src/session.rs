@@ -33,22 +33,27 @@ impl SessionId {
     /// Eight digits, the hyphen, and sixteen at most; and where they begin.
     fn digits(self) -> ([u8; 25], usize) {
         let mut text = [b'-'; 25];
-        let start = put_hex(self.count, 1, &mut text, 25);
-        let start = put_hex(self.process.into(), 8, &mut text, start.saturating_sub(1));
+        let mut put = |at: usize, digits: [u8; 8]| {
+            text.get_mut(at..).and_then(<[u8]>::first_chunk_mut).into_iter().for_each(|to| *to = digits);
+        };
+        put(17, hex(self.count as u32));
+        put(9, hex((self.count >> 32) as u32));
+        // What comes before the count takes the place of its leading zeros.
+        let start = (self.count.leading_zeros() / 4).min(15) as usize;
+        put(start + 1, *b"--------");
+        put(start, hex(self.process));
         (text, start)
     }
 }
 
-/// Puts a number's digits before `end`, at least so many, and says where they begin.
-fn put_hex(mut number: u64, least: usize, text: &mut [u8], end: usize) -> usize {
-    let mut start = end;
-    while number > 0 || end - start < least {
-        let Some(digit) = start.checked_sub(1).and_then(|at| text.get_mut(at)) else { break };
-        *digit = b"0123456789abcdef".get((number & 15) as usize).copied().unwrap_or(b'0');
-        number >>= 4;
-        start -= 1;
-    }
-    start
+/// The digits of a number, all at once: a byte each, and those above nine are letters.
+fn hex(number: u32) -> [u8; 8] {
+    let spread = u64::from(number);
+    let spread = (spread | spread << 16) & 0x0000_ffff_0000_ffff;
+    let spread = (spread | spread << 8) & 0x00ff_00ff_00ff_00ff;
+    let digits = (spread | spread << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    let letters = (digits + 0x0606_0606_0606_0606) >> 4 & 0x0101_0101_0101_0101;
+    (digits + 0x3030_3030_3030_3030 + letters * u64::from(b'a' - b'9' - 1)).to_be_bytes()
 }
 
 /// Hands out session identities.

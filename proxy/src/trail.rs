@@ -175,10 +175,15 @@ impl Trail {
         Some(self.gate.tasks.spawn_on(waiting, &runtime))
     }
 
-    /// Records that the flow goes no further, and gives the denial back.
-    pub async fn refuse(self, denial: Denial) -> Denial {
-        self.close(Outcome::failed(denial.clone())).await;
-        denial
+    /// Records that the flow goes no further, and gives the denial back. The record is handed over by the call.
+    pub fn refuse(self, denial: Denial) -> impl Future<Output = Denial> + Send {
+        let waiting = self.close_now(Outcome::failed(denial.clone()));
+        async move {
+            if let Some(waiting) = waiting {
+                waiting.await;
+            }
+            denial
+        }
     }
 
     /// A denied flow has one record, that of its decision.

@@ -32,19 +32,15 @@ pub async fn tls(gate: &Arc<Gate>, session: &Session, newcomer: Newcomer) -> Opt
         // It takes two kilobytes, which a flow whose hello is there need not carry.
         return Box::pin(hello_of(gate, session, newcomer.into_client()?, Port::HTTPS)).await;
     };
-    match dial(gate, session, Port::HTTPS, Ok(Some(hello))).await {
-        Ok(dialled) => {
-            let (stream, ahead) = newcomer.into_client()?.into_parts();
-            Some(pass(stream, ahead, dialled))
-        }
-        Err(_) => {
-            // Others who are there already are decided on first, and all of them are told in a row: to wake clients one
-            // after the other costs less than each by itself, a tenth of a denial (bench/README.md).
-            yield_now().await;
-            newcomer.close_with_alert(ACCESS_DENIED).await;
-            None
-        }
+    if let Ok(dialled) = dial(gate, session, Port::HTTPS, Ok(Some(hello))).await {
+        let (stream, ahead) = newcomer.into_client()?.into_parts();
+        return Some(pass(stream, ahead, dialled));
     }
+    // Others who are there already are decided on first, and all of them are told in a row: to wake clients one
+    // after the other costs less than each by itself, a tenth of a denial (bench/README.md).
+    yield_now().await;
+    newcomer.close_with_alert(ACCESS_DENIED).await;
+    None
 }
 
 /// Waits for the TLS hello that a flow should begin with, and serves it. `port` is the one that it is for where the
@@ -66,20 +62,23 @@ async fn hello_of(gate: &Arc<Gate>, session: &Session, client: Client, port: Por
 }
 
 /// The way to an origin of a flow that began with this hello.
-async fn dial(
-    gate: &Arc<Gate>,
+fn dial<'g>(
+    gate: &'g Arc<Gate>,
     session: &Session,
     port: Port,
     hello: Result<Option<ClientHello>, BadHello>,
-) -> Result<Dialled, Denial> {
+) -> impl Future<Output = Result<Dialled, Denial>> + Send + use<'g> {
     let wanted = intercepted(session, port, seen(&hello));
     let hello = hello.ok().flatten();
     let flow = flow(session, Kind::Tls, &wanted, hello.as_ref());
-    let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
-    if wants_hello(&vetted) && hello.is_none() {
-        return Err(Box::pin(vetted.refuse(Reason::NotTls.into())).await);
+    let has_hello = hello.is_some();
+    async move {
+        let vetted = path::decide(gate, flow, Wanted::Intercepted(wanted)).await?.vet().await?;
+        if wants_hello(&vetted) && !has_hello {
+            return Err(vetted.refuse(Reason::NotTls.into()).await);
+        }
+        vetted.dial(Speaker::Client, None).await
     }
-    vetted.dial(Speaker::Client, None).await
 }
 
 /// Serves a flow to port 80: requests, each decided on its own; or TLS, as some clients speak it there.
@@ -124,7 +123,7 @@ pub async fn tcp(gate: &Arc<Gate>, session: &Session, client: Client) -> Option<
     };
     let dialled = dialled.await.ok()?;
     let wanted = FirstBytes::wanted(&dialled.permit);
-    Tunnel::open(gate, client, dialled, wanted).await
+    Tunnel::open(gate, client, Box::new(dialled), wanted).await
 }
 
 /// What was sent to port 80 is no request. It may still go where a rule opens the address to anything.
@@ -196,7 +195,12 @@ fn intercepted(session: &Session, port: Port, seen: Seen) -> Intercepted {
     Intercepted { original: original.map(|original| original.ip()), port, seen }
 }
 
-fn flow(session: &Session, kind: Kind, wanted: &Intercepted, hello: Option<&ClientHello>) -> record::Flow {
+fn flow(
+    session: &Session,
+    kind: Kind,
+    wanted: &Intercepted,
+    hello: Option<&ClientHello>,
+) -> Box<record::Flow> {
     let asked = match (&wanted.seen, wanted.original) {
         (Seen::Name(name), _) => Asked::Destination(Destination::name(name.clone(), wanted.port)),
         (Seen::Told(_) | Seen::Nothing(_), Some(address)) => {
@@ -204,7 +208,7 @@ fn flow(session: &Session, kind: Kind, wanted: &Intercepted, hello: Option<&Clie
         }
         (Seen::Told(_) | Seen::Nothing(_), None) => Asked::Nothing,
     };
-    record::Flow {
+    Box::new(record::Flow {
         session: session.clone(),
         kind,
         exchange: None,
@@ -212,5 +216,5 @@ fn flow(session: &Session, kind: Kind, wanted: &Intercepted, hello: Option<&Clie
         protocol: Protocol::Tcp,
         request: None,
         hello: hello.map(record::Hello::of),
-    }
+    })
 }

@@ -91,24 +91,30 @@ impl Tunnel {
     pub async fn open(
         gate: &Gate,
         client: Client,
-        dialled: Dialled,
+        mut dialled: Box<Dialled>,
         wanted: FirstBytes,
     ) -> Option<Box<Self>> {
-        let Dialled { origin, flow, permit, mut trail, .. } = dialled;
         let (client, mut ahead) = client.into_parts();
         // What is only reported must not wait for a hello that may never come.
-        if wanted != FirstBytes::Tls || permit.is_suspended() {
+        if wanted != FirstBytes::Tls || dialled.permit.is_suspended() {
+            let Dialled { origin, flow, permit, trail, .. } = *dialled;
             let first = First::Awaited(Box::new(Awaited { permit, wanted, ahead }));
             return Some(Box::new(Self { client, origin, flow, trail, first }));
         }
-        let mut judge = Judge { gate, permit: &permit, flow: &flow, trail: &mut trail };
-        match judge.hello(&client, &mut ahead).await {
-            Ok(()) => Some(Self::judged(client, origin, flow, trail, ahead)),
-            Err(denial) => {
-                end(client, &flow, trail, Outcome::gate(denial)).await;
-                None
+        let judged = {
+            let Dialled { flow, permit, trail, .. } = &mut *dialled;
+            Judge { gate, permit, flow, trail }.hello(&client, &mut ahead).await
+        };
+        let denial = match judged {
+            Ok(()) => {
+                let Dialled { origin, flow, trail, .. } = *dialled;
+                return Some(Self::judged(client, origin, flow, trail, ahead));
             }
-        }
+            Err(denial) => denial,
+        };
+        let Dialled { flow, trail, .. } = *dialled;
+        Box::pin(async move { end(client, &flow, trail, Outcome::gate(denial)).await }).await;
+        None
     }
 
     /// Relays to the end, and records it.

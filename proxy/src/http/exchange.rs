@@ -204,8 +204,8 @@ impl Exchanges {
         }
     }
 
-    fn flow(&self, head: &RequestHead, asked: Asked) -> record::Flow {
-        record::Flow {
+    fn flow(&self, head: &RequestHead, asked: Asked) -> Box<record::Flow> {
+        Box::new(record::Flow {
             session: self.session.clone(),
             kind: Kind::Http,
             exchange: Some(self.count),
@@ -213,7 +213,7 @@ impl Exchanges {
             protocol: Protocol::Tcp,
             request: Some(HttpRequest::new(head.method.as_str(), head.target.path())),
             hello: None,
-        }
+        })
     }
 
     /// The connection of the last request, where that leads to the right place and is still there, or a new one.
@@ -409,7 +409,7 @@ fn intercepted(destination: &Destination, original: Option<IpAddr>) -> Result<In
 /// Closes the records of a flow that ends without a response from its origin.
 async fn fail(trail: Trail, reason: Reason) -> Denial {
     let denial = trail.denial(reason);
-    Box::pin(trail.refuse(denial)).await
+    trail.refuse(denial).await
 }
 
 /// Closes the records of a flow. Where the last one has to wait for room, it does so in a task of its own: a client that

@@ -200,12 +200,7 @@ impl Judgement {
     }
 
     fn is_of(&self, event: &Answered) -> bool {
-        let same_rule = match (&self.rule, &event.rule) {
-            (Some(key), Some(rule)) => key.is_of(rule),
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        };
-        same_rule
+        RuleKey::is_of_any(self.rule.as_ref(), event.rule.as_ref())
             && (self.reason, self.enforcement) == (event.reason, event.enforcement)
             && (self.revision, self.rcode) == (event.revision, event.rcode_name())
     }
@@ -268,6 +263,15 @@ impl RuleKey {
         Self { name: Arc::clone(&rule.name), file: Arc::clone(&rule.place.file), line: rule.place.line }
     }
 
+    /// Whether both are there and of one rule, or neither is there.
+    pub(super) fn is_of_any(key: Option<&Self>, rule: Option<&RuleRef>) -> bool {
+        match (key, rule) {
+            (Some(key), Some(rule)) => key.is_of(rule),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+
     pub(super) fn is_of(&self, rule: &RuleRef) -> bool {
         self.line == rule.place.line
             && Arc::ptr_eq(&self.name, &rule.name)
@@ -294,22 +298,42 @@ pub(super) fn put<const N: usize>(line: &mut Vec<u8>, texts: [&str; N]) {
 
 pub(super) fn put_address(address: IpAddr, line: &mut Vec<u8>) -> io::Result<()> {
     let IpAddr::V4(address) = address else { return write!(line, "{address}") };
-    // Three digits of each octet, of which leading zeroes go, and three dots.
-    let mut text = [b'.'; 15];
+    let mut text = [0; 16];
     let mut end = 0;
     for octet in address.octets() {
-        let digits = [octet / 100, octet / 10 % 10, octet % 10].map(|digit| b'0' + digit);
-        let zeroes = usize::from(octet < 100) + usize::from(octet < 10);
-        for digit in digits.iter().skip(zeroes) {
-            text.get_mut(end).into_iter().for_each(|to| *to = *digit);
-            end += 1;
-        }
-        // The dot is there already.
-        end += 1;
+        let Some(Octet { digits, length }) = OCTETS.get(usize::from(octet)) else { continue };
+        // Four bytes at once, of which the next octet covers what is not this one's.
+        text.get_mut(end..).and_then(<[u8]>::first_chunk_mut).into_iter().for_each(|to| *to = *digits);
+        end += usize::from(*length);
     }
     line.extend_from_slice(text.get(..end.saturating_sub(1)).unwrap_or_default());
     Ok(())
 }
+
+/// An octet's digits with a dot behind them, and how many bytes those are.
+#[derive(Clone, Copy)]
+struct Octet {
+    digits: [u8; 4],
+    length: u8,
+}
+
+// The compiler sees whether an index is in range.
+#[allow(clippy::indexing_slicing)]
+static OCTETS: [Octet; 256] = {
+    let mut octets = [Octet { digits: [b'.'; 4], length: 0 }; 256];
+    let mut octet = 0;
+    while octet < octets.len() {
+        let number = octet as u8;
+        let (hundreds, tens, ones) = (b'0' + number / 100, b'0' + number / 10 % 10, b'0' + number % 10);
+        octets[octet] = match number {
+            0..=9 => Octet { digits: [ones, b'.', 0, 0], length: 2 },
+            10..=99 => Octet { digits: [tens, ones, b'.', 0], length: 3 },
+            100..=255 => Octet { digits: [hundreds, tens, ones, b'.'], length: 4 },
+        };
+        octet += 1;
+    }
+    octets
+};
 
 pub(super) fn put_number(mut number: u64, line: &mut Vec<u8>) {
     // The longest number has 20 digits; the last comes first.

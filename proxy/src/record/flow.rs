@@ -82,9 +82,12 @@ struct Judgement<'a> {
 struct Pen {
     /// By the second.
     time: Worded<i64>,
+    judgement: Worded<(Judged, Option<RuleKey>)>,
     rule: Worded<RuleKey>,
-    revision: Worded<Revision>,
 }
+
+/// What of a judgement is told by its value.
+type Judged = (Verdict, Enforcement, Reason, Option<Revision>);
 
 impl Pen {
     fn common(
@@ -129,21 +132,24 @@ impl Pen {
     }
 
     fn judgement(&mut self, judgement: &Judgement<'_>, line: &mut Vec<u8>) -> io::Result<()> {
-        let Judgement { verdict, enforcement, reason, rule, revision } = judgement;
-        put(line, [r#","verdict":""#, verdict.name(), r#"","mode":""#, enforcement.name()]);
-        put(line, [r#"","reason":""#, reason.code(), "\""]);
-        if let Some(rule) = rule {
-            let word = |text: &mut Vec<u8>| {
-                text.extend_from_slice(br#","rule":"#);
-                write_value(&RuleEntry(rule), text)
-            };
-            self.rule.put(line, |key| key.is_of(rule), || RuleKey::of(rule), word)?;
-        }
-        if let Some(revision) = revision {
-            let word = |text: &mut Vec<u8>| write!(text, r#","revision":"{revision}""#);
-            self.revision.put(line, |key| key == revision, || *revision, word)?;
-        }
-        Ok(())
+        let Judgement { verdict, enforcement, reason, rule, revision } = *judgement;
+        let judged = (verdict, enforcement, reason, revision);
+        let same = |(last, key): &(Judged, Option<RuleKey>)| {
+            *last == judged && RuleKey::is_of_any(key.as_ref(), rule)
+        };
+        let word = |text: &mut Vec<u8>| {
+            put(text, [r#","verdict":""#, verdict.name(), r#"","mode":""#, enforcement.name()]);
+            put(text, [r#"","reason":""#, reason.code(), "\""]);
+            if let Some(rule) = rule {
+                let word = |text: &mut Vec<u8>| {
+                    text.extend_from_slice(br#","rule":"#);
+                    write_value(&RuleEntry(rule), text)
+                };
+                self.rule.put(text, |key| key.is_of(rule), || RuleKey::of(rule), word)?;
+            }
+            revision.map_or(Ok(()), |revision| write!(text, r#","revision":"{revision}""#))
+        };
+        self.judgement.put(line, same, || (judged, rule.map(RuleKey::of)), word)
     }
 }
 
