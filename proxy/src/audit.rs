@@ -128,6 +128,13 @@ pub struct Unflushed {
 #[derive(Debug)]
 pub struct Written(oneshot::Receiver<()>);
 
+/// A record that `write(2)` has not taken yet.
+#[derive(Debug)]
+pub struct Unwritten {
+    line: Vec<u8>,
+    begun: Option<oneshot::Receiver<()>>,
+}
+
 /// The open audit file.
 #[derive(Debug)]
 pub struct Audit {
@@ -167,13 +174,31 @@ impl Audit {
     ///
     /// # Errors
     /// When records may not be dropped, and this one was not written within the deadline.
-    pub async fn write(&self, line: Vec<u8>) -> Result<(), AuditUnavailable> {
-        match self.shared.write_now(&line) {
-            Now::Written => Ok(()),
-            // It takes half a kilobyte, which a session need not carry.
-            Now::Begun(acknowledged) => Box::pin(self.wait(line, Some(acknowledged))).await,
-            Now::Busy => Box::pin(self.wait(line, None)).await,
+    pub async fn write(&self, line: &[u8]) -> Result<(), AuditUnavailable> {
+        match self.begin(line) {
+            None => Ok(()),
+            Some(unwritten) => self.end(unwritten).await,
         }
+    }
+
+    /// The part of [`Audit::write`] that needs no wait: gives what is left for [`Audit::end`], which is seldom anything.
+    #[must_use]
+    pub fn begin(&self, line: &[u8]) -> Option<Unwritten> {
+        let begun = match self.shared.write_now(line) {
+            Now::Written => return None,
+            Now::Begun(acknowledged) => Some(acknowledged),
+            Now::Busy => None,
+        };
+        Some(Unwritten { line: line.to_vec(), begun })
+    }
+
+    /// Comes back when a record is written that was begun.
+    ///
+    /// # Errors
+    /// As [`Audit::write`].
+    pub async fn end(&self, unwritten: Unwritten) -> Result<(), AuditUnavailable> {
+        // It takes half a kilobyte, which a session need not carry.
+        Box::pin(self.wait(unwritten.line, unwritten.begun)).await
     }
 
     /// Waits for a record that is begun, or is to be queued.

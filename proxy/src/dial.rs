@@ -42,25 +42,28 @@ pub enum Speaker {
     Either,
 }
 
-/// Dials the first of `addresses` that answers, within `limit` for all of them together (RFC 8305, with the
-/// families interleaved). Out of file descriptors, it waits for one.
+/// Dials the first of `addresses` that answers, all of them together until `deadline` (RFC 8305, with the families
+/// interleaved). Out of file descriptors, it waits for one.
 ///
 /// # Errors
 /// Why the last one failed, as a reason.
 pub async fn dial(
     addresses: Vec<VettedAddr>,
     how: How,
-    limit: Duration,
+    deadline: Instant,
 ) -> Result<(TcpStream, VettedAddr), Reason> {
-    let deadline = Instant::now() + limit;
     let addresses = with_family_of(how.source, addresses);
-    let starved = Arc::new(AtomicBool::new(false));
-    let dialled = match addresses.as_slice() {
-        [only] => timeout_at(deadline, attempt(only.socket(), how, Arc::clone(&starved))).await,
+    let (dialled, starved) = match addresses.as_slice() {
+        [only] => {
+            let starved = AtomicBool::new(false);
+            (timeout_at(deadline, attempt(only.socket(), how, &starved)).await, starved.into_inner())
+        }
         // It takes a kilobyte, which a flow to the one address need not carry.
         several => {
+            let starved = Arc::new(AtomicBool::new(false));
             let several = interleave(several.iter().map(VettedAddr::socket).collect());
-            timeout_at(deadline, Box::pin(race(several, how, Arc::clone(&starved)))).await
+            let race = Box::pin(race(several, how, Arc::clone(&starved)));
+            (timeout_at(deadline, race).await, starved.load(Ordering::Relaxed))
         }
     };
     match dialled {
@@ -69,7 +72,7 @@ pub async fn dial(
             vetted.map(|vetted| (stream, vetted)).ok_or(Reason::OriginUnreachable)
         }
         Ok(Err(error)) => Err(reason(&error)),
-        Err(_) if starved.load(Ordering::Relaxed) => Err(Reason::OutOfDescriptors),
+        Err(_) if starved => Err(Reason::OutOfDescriptors),
         Err(_) => Err(Reason::OriginTimeout),
     }
 }
@@ -82,7 +85,7 @@ async fn race(
     let mut waiting = addresses.into_iter();
     let Some(first) = waiting.next() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
     // Nearly always the first answers before a second joins in: it needs no task of its own.
-    let mut first = pin!(attempt(first, how, Arc::clone(&starved)));
+    let mut first = pin!(attempt(first, how, &starved));
     let early = timeout(ATTEMPT_DELAY, first.as_mut()).await;
     let mut others = Box::pin(others(waiting, how, &starved));
     match early {
@@ -110,7 +113,8 @@ async fn others(
     let mut attempts = JoinSet::new();
     let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for next in waiting {
-        attempts.spawn(attempt(next, how, Arc::clone(starved)));
+        let starved = Arc::clone(starved);
+        attempts.spawn(async move { attempt(next, how, &starved).await });
         tokio::select! {
             Some(done) = attempts.join_next() => match flatten(done) {
                 Ok(connected) => return Ok(connected),
@@ -128,7 +132,7 @@ async fn others(
     Err(failed)
 }
 
-async fn attempt(to: SocketAddr, how: How, starved: Arc<AtomicBool>) -> io::Result<(TcpStream, SocketAddr)> {
+async fn attempt(to: SocketAddr, how: How, starved: &AtomicBool) -> io::Result<(TcpStream, SocketAddr)> {
     loop {
         match connect(to, how).await {
             Err(error) if is_out_of_descriptors(&error) => starved.store(true, Ordering::Relaxed),

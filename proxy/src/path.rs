@@ -179,7 +179,7 @@ impl Vetted {
         let started = Instant::now();
         let how = How { source: gate.source_for(admitted.permit.client()), first };
         let (trail, denial) = {
-            let dialled = dial::dial(addresses, how, gate.limits.dial).await;
+            let dialled = dial::dial(addresses, how, started + gate.limits.dial).await;
             gate.recorder.metrics().dialed(started.elapsed());
             match dialled {
                 Ok((origin, address)) => match admitted.open(&address, connection) {

@@ -19,8 +19,6 @@ use crate::tally::Tally;
 
 /// How often the metrics' samples are folded.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// Room for a usual record.
-const USUAL_LINE: usize = 512;
 
 /// A record that has to wait for room.
 #[derive(Debug)]
@@ -60,7 +58,10 @@ impl Recorder {
         if event.verdict() == Verdict::Deny {
             self.console.denied(|| event.denial());
         }
-        self.audit.write(line(|line| event.write_line(line))?).await
+        match with_line(|line| event.write_line(line), |line| self.audit.begin(line))? {
+            None => Ok(()),
+            Some(unwritten) => self.audit.end(unwritten).await,
+        }
     }
 
     /// A flow that was allowed is over. Gives its record back where there is no room for it now, to be handed over by
@@ -72,9 +73,9 @@ impl Recorder {
         if event.is_refusal() {
             self.console.denied(|| event.denial());
         }
+        let hand_over = |line: &[u8]| (!self.audit.hand_over_one_now(line)).then(|| Unqueued(line.to_vec()));
         // A vector takes every line.
-        let line = line(|line| event.write_line(line)).ok()?;
-        if self.audit.hand_over_one_now(&line) { None } else { Some(Unqueued(line)) }
+        with_line(|line| event.write_line(line), hand_over).ok()?
     }
 
     /// Comes back when the record is queued, which may take as long as an outage of the audit file.
@@ -88,7 +89,9 @@ impl Recorder {
     /// When it could not be written in time.
     pub async fn policy(&self, event: &PolicyRead<'_>) -> Result<(), AuditUnavailable> {
         self.metrics.policy_read(event);
-        self.audit.write(line(|line| write_line(event, line))?).await
+        let mut line = Vec::new();
+        write_line(event, &mut line).map_err(|_| AuditUnavailable)?;
+        self.audit.write(&line).await
     }
 
     fn tally(&self, count: impl FnOnce(&Tally)) {
@@ -249,11 +252,21 @@ impl Recorder {
     }
 }
 
-/// A record that cannot be made cannot be written either.
-fn line<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Vec<u8>, AuditUnavailable> {
-    let mut line = Vec::with_capacity(USUAL_LINE);
-    write(&mut line).map_err(|_| AuditUnavailable)?;
-    Ok(line)
+thread_local! {
+    /// The room of a line is used again and again.
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Makes a record and hands it on. One that cannot be made cannot be written either.
+fn with_line<T, E>(
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    hand_on: impl FnOnce(&[u8]) -> T,
+) -> Result<T, AuditUnavailable> {
+    LINE.with_borrow_mut(|line| {
+        line.clear();
+        write(line).map_err(|_| AuditUnavailable)?;
+        Ok(hand_on(line))
+    })
 }
 
 #[cfg(test)]

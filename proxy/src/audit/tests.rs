@@ -20,7 +20,7 @@ async fn records_are_lines_in_their_order_and_the_file_is_not_for_everyone() {
     let place = Place::new();
     let audit = place.open();
     for number in 0..100 {
-        audit.write(line(number)).await.unwrap();
+        audit.write(&line(number)).await.unwrap();
     }
     audit.hand_over(line(100)).await;
     audit.flush_and_close(LONG).await.unwrap();
@@ -37,7 +37,7 @@ async fn records_are_lines_in_their_order_and_the_file_is_not_for_everyone() {
 async fn a_written_record_is_in_the_file() {
     let place = Place::new();
     let audit = place.open();
-    audit.write(line(7)).await.unwrap();
+    audit.write(&line(7)).await.unwrap();
     assert_eq!(place.numbers(), [7], "with nothing flushed or closed");
 }
 
@@ -50,7 +50,8 @@ async fn a_record_that_the_kernel_has_not_taken_is_not_acknowledged() {
     let big = spawn_write(&audit, large());
     let mut first = vec![0; 1 << 19];
     reader.read_exact(&mut first).unwrap();
-    let mut small = pin!(audit.write(line(1)));
+    let record = line(1);
+    let mut small = pin!(audit.write(&record));
     assert!(poll_once(small.as_mut()).await.is_none());
     assert!(!big.is_finished(), "half of it is still to be read");
     let rest = read_to_marker(reader, line(1));
@@ -87,7 +88,7 @@ async fn rotation_under_load_loses_and_splits_nothing() {
         let audit = Arc::clone(&audit);
         tasks.spawn(async move {
             for number in 0..500 {
-                audit.write(line(task * 500 + number)).await.unwrap();
+                audit.write(&line(task * 500 + number)).await.unwrap();
             }
         });
     }
@@ -110,7 +111,7 @@ async fn as_many_full_files_are_kept_as_was_asked_for_and_those_are_the_youngest
     fs::write(&beyond, "from a time when more were kept\n").unwrap();
     let audit = place.open();
     for number in 0..100 {
-        audit.write(line(number)).await.unwrap();
+        audit.write(&line(number)).await.unwrap();
     }
     audit.flush_and_close(LONG).await.unwrap();
     assert_eq!(place.files().len(), 4, "{:?}", place.files());
@@ -125,7 +126,7 @@ async fn a_record_larger_than_a_file_has_one_to_itself() {
     let audit = place.open();
     let large = [vec![b'9'; 200], b"\n".to_vec()].concat();
     for record in [line(1), large.clone(), line(2)] {
-        audit.write(record).await.unwrap();
+        audit.write(&record).await.unwrap();
     }
     audit.flush_and_close(LONG).await.unwrap();
     let contents: Vec<_> = place.files().iter().map(|file| fs::read(file).unwrap()).collect();
@@ -136,14 +137,14 @@ async fn a_record_larger_than_a_file_has_one_to_itself() {
 async fn a_renamed_file_is_left_alone_after_reopening() {
     let place = Place::new();
     let audit = place.open();
-    audit.write(line(1)).await.unwrap();
+    audit.write(&line(1)).await.unwrap();
     let moved = place.path.with_extension("moved");
     fs::rename(&place.path, &moved).unwrap();
-    audit.write(line(2)).await.unwrap();
+    audit.write(&line(2)).await.unwrap();
     audit.reopen();
-    audit.write(line(3)).await.unwrap();
+    audit.write(&line(3)).await.unwrap();
     audit.reopen();
-    audit.write(line(4)).await.unwrap();
+    audit.write(&line(4)).await.unwrap();
     assert_eq!(fs::read(&moved).unwrap(), [line(1), line(2)].concat());
     assert_eq!(fs::read(&place.path).unwrap(), [line(3), line(4)].concat());
 }
@@ -152,12 +153,12 @@ async fn a_renamed_file_is_left_alone_after_reopening() {
 async fn a_file_that_others_renamed_is_not_renamed_again_by_rotation() {
     let place = Place::new().rotating(120, 3);
     let audit = place.open();
-    audit.write(line(1)).await.unwrap();
+    audit.write(&line(1)).await.unwrap();
     let moved = place.path.with_extension("moved");
     fs::rename(&place.path, &moved).unwrap();
     fs::write(&place.path, "somebody else's\n").unwrap();
     for number in 2..=4 {
-        audit.write(line(number)).await.unwrap();
+        audit.write(&line(number)).await.unwrap();
     }
     audit.flush_and_close(LONG).await.unwrap();
     assert_eq!(fs::read(&moved).unwrap(), [line(1), line(2)].concat());
@@ -172,12 +173,12 @@ async fn a_reopening_that_fails_keeps_the_open_file() {
     let heard = Heard::default();
     let console = heard.console();
     let audit = Audit::open(place.settings(), console.clone()).unwrap();
-    audit.write(line(1)).await.unwrap();
+    audit.write(&line(1)).await.unwrap();
     let moved = place.path.with_extension("moved");
     fs::rename(&place.path, &moved).unwrap();
     symlink(&moved, &place.path).unwrap();
     audit.reopen();
-    audit.write(line(2)).await.unwrap();
+    audit.write(&line(2)).await.unwrap();
     assert_eq!(fs::read(&moved).unwrap(), [line(1), line(2)].concat());
     assert!(heard.text(&console).contains("the audit file stays as it is"), "{}", heard.text(&console));
 }
@@ -191,7 +192,7 @@ async fn a_rotation_that_fails_is_told_and_loses_nothing() {
     // A folder in the way of the first full file.
     fs::create_dir(place.path.with_extension("jsonl.1")).unwrap();
     for number in 0..100 {
-        audit.write(line(number)).await.unwrap();
+        audit.write(&line(number)).await.unwrap();
     }
     assert_eq!(fs::read(&place.path).unwrap(), (0..100).flat_map(line).collect::<Vec<_>>());
     assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), 2, "nothing is left lying about");
@@ -203,7 +204,7 @@ async fn half_a_record_of_an_earlier_run_gets_a_line_of_its_own() {
     let place = Place::new();
     fs::write(&place.path, "{\"v\":1,\"ti").unwrap();
     let audit = place.open();
-    audit.write(line(1)).await.unwrap();
+    audit.write(&line(1)).await.unwrap();
     assert_eq!(fs::read(&place.path).unwrap(), [b"{\"v\":1,\"ti\n".to_vec(), line(1)].concat());
 }
 
@@ -254,7 +255,7 @@ async fn a_full_queue_drops_where_that_is_wanted_and_the_file_says_how_many() {
     reader.read_exact(&mut [0]).unwrap();
     for number in 0..7 {
         audit.hand_over(line(number)).await;
-        audit.write(line(number)).await.unwrap();
+        audit.write(&line(number)).await.unwrap();
     }
     assert_eq!(audit.counts().dropped, 14);
     let told = read_to_marker(reader, b"\"event\":\"dropped\",\"kind\":\"audit\",\"records\":14}\n".to_vec());
@@ -286,7 +287,7 @@ async fn a_full_disk_denies_within_the_deadline_and_is_told_once() {
     let audit = Audit::open(settings, console.clone()).unwrap();
     assert!(audit.is_writable());
     for number in 0..3 {
-        assert_eq!(audit.write(line(number)).await, Err(AuditUnavailable));
+        assert_eq!(audit.write(&line(number)).await, Err(AuditUnavailable));
     }
     assert!(!audit.is_writable());
     // On a busy machine the sessions may have given up before the thread has tried.
@@ -310,11 +311,11 @@ async fn a_full_disk_holds_up_nobody_where_records_may_be_dropped() {
         ..AuditSettings::new(target(Path::new("/dev/full"), 1, 1))
     };
     let mut audit = Audit::open(settings, Heard::default().console()).unwrap();
-    audit.write(line(0)).await.unwrap();
+    audit.write(&line(0)).await.unwrap();
     // From here on the file is known not to take anything; a wait would last until the test is given up.
     audit.deadline = LONG;
     for number in 1..1000 {
-        audit.write(line(number)).await.unwrap();
+        audit.write(&line(number)).await.unwrap();
     }
     let counts = audit.counts();
     assert_eq!(counts.dropped + counts.queued_records, 1000);
@@ -338,7 +339,7 @@ async fn after_an_outage_in_the_middle_of_a_record_the_file_goes_on_whole() {
     }
     let rest = read_to_marker(fifo.reader(), line(1));
     interrupted.await.unwrap().unwrap();
-    audit.write(line(1)).await.unwrap();
+    audit.write(&line(1)).await.unwrap();
     assert_eq!([read, rest.join().unwrap()].concat(), [large(), line(1)].concat());
     assert!(audit.is_writable());
     let text = heard.text(&console);
@@ -367,7 +368,7 @@ async fn a_closed_file_takes_no_more_and_says_so() {
     let place = Place::new();
     let audit = place.open();
     audit.flush_and_close(LONG).await.unwrap();
-    assert_eq!(audit.write(line(1)).await, Err(AuditUnavailable));
+    assert_eq!(audit.write(&line(1)).await, Err(AuditUnavailable));
     audit.hand_over(line(2)).await;
     assert_eq!(audit.counts().dropped, 2);
     assert_eq!(place.numbers(), [0; 0]);
@@ -471,7 +472,7 @@ fn line(number: u32) -> Vec<u8> {
 
 fn spawn_write(audit: &Arc<Audit>, line: Vec<u8>) -> tokio::task::JoinHandle<Result<(), AuditUnavailable>> {
     let audit = Arc::clone(audit);
-    tokio::spawn(async move { audit.write(line).await })
+    tokio::spawn(async move { audit.write(&line).await })
 }
 
 /// A record that no pipe holds: `write(2)` of it ends when somebody has read.

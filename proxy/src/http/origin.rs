@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use bytes::BytesMut;
 use outgate_rules::{Destination, Reason, VettedAddr};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::fields;
 use crate::dial::{How, Speaker, dial};
@@ -55,7 +56,8 @@ impl Origin {
     /// Takes the place of a connection that the origin has closed.
     pub(super) async fn dial_again(&mut self, gate: &Gate, client: IpAddr) -> Result<(), Reason> {
         let how = How { source: gate.source_for(client), first: Speaker::Client };
-        (self.stream, self.address) = dial(vec![self.address.clone()], how, gate.limits.dial).await?;
+        (self.stream, self.address) =
+            dial(vec![self.address.clone()], how, Instant::now() + gate.limits.dial).await?;
         self.ahead.clear();
         Ok(())
     }
