@@ -180,6 +180,10 @@ impl<'p> Question<'p> {
     /// # Errors
     /// Why it is not the name of a host: DNS itself lets a label hold any byte (RFC 2181 §11).
     pub fn name(&self) -> Result<DomainName, NameError> {
+        DomainName::of_labels(self.labels()).map_or_else(|| self.name_by_text(), Ok)
+    }
+
+    fn name_by_text(&self) -> Result<DomainName, NameError> {
         let mut text = [0; MAX_WIRE_NAME];
         let mut length = 0;
         for label in self.labels() {

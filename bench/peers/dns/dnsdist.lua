@@ -12,4 +12,5 @@ allowed = newDNSNameSet()
 for name in io.lines("names.txt") do
   allowed:add(newDNSName(name))
 end
+{log}
 addAction(NotRule(QNameSetRule(allowed)), RCodeAction(DNSRCode.NXDOMAIN))

@@ -221,7 +221,7 @@ mod tests {
 
     fn moment(rules: &Arc<RuleSet>, milliseconds: i64) -> Moment {
         let time = Timestamp::from_millisecond(milliseconds).unwrap();
-        Moment { now: Instant::now(), time, rules: Arc::clone(rules) }
+        Moment::new(Instant::now(), time, Arc::clone(rules))
     }
 
     fn event(reason: Reason) -> Answered {

@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use outgate_rules::{DomainName, LookupPermit, Reason};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::service::{Asker, Service, Verdict, limit};
+use super::service::{Asker, Service, Span, Verdict, limit};
 use crate::event::{Answered, Asked, AskedName, Transport};
 use crate::reply::wire_name;
 use crate::respond::{Content, ExtendedError, MAX_DATAGRAM, Response};
@@ -116,21 +116,26 @@ impl Errand {
                 } else {
                     service.resolver.answer(permit, *record_type).await
                 };
-                service.outcome(name, *record_type, answer, verdict, self.asker, self.since)
+                service.outcome(name, *record_type, answer, verdict, self.asker, self.span())
             }
             Task::MinimalAny { name } => {
                 let asked = Asked { name: AskedName::Host(name.clone()), record_type: TYPE_ANY };
-                let event = verdict.answered(self.asker, self.since, Some(asked), ResponseCode::NoError);
+                let event = verdict.answered(self.asker, self.span(), Some(asked), ResponseCode::NoError);
                 Outcome { answers: minimal_any(name), ..Outcome::empty(event) }
             }
             Task::Fault { asked, rcode } => {
-                Outcome::empty(verdict.answered(self.asker, self.since, Some(asked.clone()), *rcode))
+                Outcome::empty(verdict.answered(self.asker, self.span(), Some(asked.clone()), *rcode))
             }
         }
     }
 }
 
 impl Errand {
+    fn span(&self) -> Span {
+        let (begun, time) = self.since;
+        Span { begun, time, took: begun.elapsed() }
+    }
+
     /// The reply as this crate writes it.
     fn write(&self, outcome: &Outcome) -> Option<Vec<u8>> {
         let query = Query::read(&self.packet).ok()?;

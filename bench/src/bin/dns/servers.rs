@@ -29,16 +29,22 @@ pub(crate) enum Kind {
     Unbound,
     Dnsdist,
     Dnsmasq,
+    /// With a line in a file for each reply.
+    UnboundLogging,
+    /// With a line in a file for each query.
+    DnsdistLogging,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Reflector,
         Self::ReflectorUnbatched,
         Self::Outgate,
         Self::Unbound,
         Self::Dnsdist,
         Self::Dnsmasq,
+        Self::UnboundLogging,
+        Self::DnsdistLogging,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -49,12 +55,35 @@ impl Kind {
             Self::Unbound => "unbound",
             Self::Dnsdist => "dnsdist",
             Self::Dnsmasq => "dnsmasq",
+            Self::UnboundLogging => "unbound-logging",
+            Self::DnsdistLogging => "dnsdist-logging",
         }
     }
 
-    /// Whether it is one of those that outgate is compared with.
-    pub(crate) fn is_peer(self) -> bool {
-        self.has_names() && self != Self::Outgate
+    /// Whether it is one of those that outgate is compared with; a peer that logs or one that does not.
+    pub(crate) fn is_peer(self, logs: bool) -> bool {
+        self.has_names() && self != Self::Outgate && self.logs() == logs
+    }
+
+    fn logs(self) -> bool {
+        matches!(self, Self::UnboundLogging | Self::DnsdistLogging)
+    }
+
+    /// The lines of its configuration that make it log.
+    fn log_lines(self) -> &'static str {
+        match self {
+            Self::UnboundLogging => "logfile: \"{folder}/replies.log\"\n    log-replies: yes",
+            // In text, appended, through a buffer.
+            Self::DnsdistLogging => {
+                "addAction(AllRule(), LogAction(\"{folder}/queries.log\", false, true, true))"
+            }
+            Self::Reflector
+            | Self::ReflectorUnbatched
+            | Self::Outgate
+            | Self::Unbound
+            | Self::Dnsdist
+            | Self::Dnsmasq => "",
+        }
     }
 
     /// Whether it knows names, and answers some of them otherwise than others.
@@ -71,8 +100,12 @@ impl Kind {
         match self {
             Self::Reflector | Self::ReflectorUnbatched => None,
             Self::Outgate => Some(("outgate.yaml", include_str!("../../../peers/dns/outgate.yaml"))),
-            Self::Unbound => Some(("unbound.conf", include_str!("../../../peers/dns/unbound.conf"))),
-            Self::Dnsdist => Some(("dnsdist.lua", include_str!("../../../peers/dns/dnsdist.lua"))),
+            Self::Unbound | Self::UnboundLogging => {
+                Some(("unbound.conf", include_str!("../../../peers/dns/unbound.conf")))
+            }
+            Self::Dnsdist | Self::DnsdistLogging => {
+                Some(("dnsdist.lua", include_str!("../../../peers/dns/dnsdist.lua")))
+            }
             Self::Dnsmasq => Some(("dnsmasq.conf", include_str!("../../../peers/dns/dnsmasq.conf"))),
         }
     }
@@ -88,8 +121,12 @@ impl Kind {
                 let outgate = outgate().display().to_string();
                 vec![outgate, "serve".into(), "--config".into(), configuration.into()]
             }
-            Self::Unbound => vec!["unbound".into(), "-d".into(), "-c".into(), configuration.into()],
-            Self::Dnsdist => vec!["dnsdist".into(), "--supervised".into(), "-C".into(), configuration.into()],
+            Self::Unbound | Self::UnboundLogging => {
+                vec!["unbound".into(), "-d".into(), "-c".into(), configuration.into()]
+            }
+            Self::Dnsdist | Self::DnsdistLogging => {
+                vec!["dnsdist".into(), "--supervised".into(), "-C".into(), configuration.into()]
+            }
             Self::Dnsmasq => vec!["dnsmasq".into(), "-k".into(), "-C".into(), configuration.into()],
         };
         let mut command = Command::new(&words[0]);
@@ -129,13 +166,17 @@ impl Place {
 
     fn write_names(&self, kind: Kind) {
         match kind {
-            Kind::Unbound => self.write_lines(|text, name| {
+            Kind::Unbound | Kind::UnboundLogging => self.write_lines(|text, name| {
                 writeln!(text, "local-zone: \"{name}.\" transparent").unwrap();
             }),
             Kind::Dnsmasq => self.write_lines(|text, name| {
                 writeln!(text, "server=/{name}/127.0.0.1#{AUTHORITY_PORT}").unwrap();
             }),
-            Kind::Reflector | Kind::ReflectorUnbatched | Kind::Outgate | Kind::Dnsdist => {}
+            Kind::Reflector
+            | Kind::ReflectorUnbatched
+            | Kind::Outgate
+            | Kind::Dnsdist
+            | Kind::DnsdistLogging => {}
         }
     }
 
@@ -204,7 +245,9 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn start(kind: Kind, place: &Place, cores: &str, threads: usize) -> Self {
         place.write_names(kind);
-        let configuration = kind.configuration().map(|(file, text)| place.configure(file, text, threads));
+        let configuration = kind
+            .configuration()
+            .map(|(file, text)| place.configure(file, &text.replace("{log}", kind.log_lines()), threads));
         let command = kind.command(configuration.as_deref().unwrap_or_default(), threads);
         let folder = place.folder.path().to_owned();
         // Not beside the policy: a gate looks at what happens in that folder.
@@ -282,7 +325,8 @@ fn outgate() -> PathBuf {
 
 /// Stops with a sentence where a program is missing.
 pub(crate) fn check_programs(kinds: &[Kind]) {
-    let peers = kinds.iter().filter(|kind| kind.is_peer()).map(|kind| kind.name());
+    let is_peer = |kind: &&Kind| kind.is_peer(false) || kind.is_peer(true);
+    let peers = kinds.iter().filter(is_peer).map(|kind| kind.name().trim_end_matches("-logging"));
     let there = |program: &str| {
         let output = Command::new("sh").args(["-c", "command -v \"$0\"", program]).output().unwrap();
         output.status.success()
