@@ -258,6 +258,9 @@ fn ends_in_number(label: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -330,5 +333,29 @@ mod tests {
         assert!(name("a.b.pypi.org").is_below(&name("pypi.org")));
         assert!(!name("pypi.org").is_below(&name("pypi.org")));
         assert!(!name("evilpypi.org").is_below(&name("pypi.org")));
+    }
+
+    /// What labels hold: mostly what names do.
+    fn labels() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let byte = prop_oneof![
+            20 => prop::sample::select(b"abcxyzABCXYZ0123456789-_".to_vec()),
+            1 => prop::sample::select(b".%[] \\*\0\x7f\x80\xff".to_vec()),
+        ];
+        let label = prop_oneof![8 => vec(byte.clone(), 0..12), 1 => vec(byte, 60..66)];
+        vec(label, 0..8)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #[test]
+        fn labels_are_the_name_that_their_text_is(labels in labels()) {
+            let by_labels = DomainName::of_labels(labels.iter().map(Vec::as_slice));
+            let holds_dot = labels.iter().any(|label| label.contains(&b'.'));
+            let text = String::from_utf8(labels.join(&b'.'));
+            let by_text = text.ok().filter(|_| !holds_dot).and_then(|text| DomainName::parse(&text).ok());
+            // A last label of nothing is the root's, which ends a name on the wire; there is none among labels.
+            let ends = labels.last().is_some_and(Vec::is_empty);
+            prop_assert_eq!(by_labels, by_text.filter(|_| !ends));
+        }
     }
 }

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use outgate_bench::usage::cpu;
 use tempfile::TempDir;
 
+use crate::flood;
 use crate::servers::{PORT, Running, on_cores};
 
 /// Names that are asked for again and again.
@@ -41,7 +43,17 @@ impl Asked {
 /// Files of questions.
 pub(crate) struct Load {
     folder: TempDir,
+    cached: Vec<String>,
     seconds: usize,
+}
+
+/// What a server did that was kept busy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Busy {
+    /// Answers a second.
+    pub(crate) rate: f64,
+    /// Cores that it used.
+    pub(crate) cores: f64,
 }
 
 /// What one run of dnsperf has shown.
@@ -71,7 +83,7 @@ impl Load {
             let lines: String = names.iter().map(|name| format!("{name} A\n")).collect();
             fs::write(folder.path().join(asked.file()), lines).unwrap();
         }
-        Self { folder, seconds: crate::number("SECONDS", 3) }
+        Self { folder, cached: cached.to_vec(), seconds: crate::number("SECONDS", 3) }
     }
 
     /// Asks for every name that is to be cached.
@@ -104,6 +116,15 @@ impl Load {
             rate: figure("Queries per second"),
             lost: figure("Queries lost") * 100.0 / figure("Queries sent"),
         }
+    }
+
+    /// As many questions for cached names as the server answers, from these cores.
+    pub(crate) fn flood(&self, server: &Running, cores: &[usize]) -> Busy {
+        let time = Duration::from_secs(self.seconds as u64);
+        let (before, begun) = (cpu(server.pid()), Instant::now());
+        let rate = flood::rate(&self.cached, cores, time);
+        let used = cpu(server.pid()) - before;
+        Busy { rate, cores: used.as_secs_f64() / begun.elapsed().as_secs_f64() }
     }
 
     fn dnsperf(&self, asked: Asked, cores: &str, arguments: &[&str]) -> String {

@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod flood;
 mod load;
 mod reflector;
 mod servers;
@@ -19,7 +20,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use load::{Asked, Load};
-use servers::{Authority, Kind, Place, Running};
+use servers::{Authority, Kind, Place, Records, Running};
 use table::Table;
 
 /// Allowed names in the runs that measure time.
@@ -33,6 +34,7 @@ mod cores {
     pub(crate) const SERVER_TWICE: &str = "0,1";
     pub(crate) const AUTHORITY: &str = "1";
     pub(crate) const LOAD: &str = "2,3";
+    pub(crate) const LOAD_EACH: [usize; 2] = [2, 3];
 }
 
 fn main() {
@@ -78,7 +80,7 @@ fn measure(kinds: &[Kind]) {
             for kind in kinds {
                 eprintln!("round {round}: {}", kind.name());
                 one_core(*kind, &place, &load, &mut table);
-                two_cores(*kind, &place, &load, &mut table);
+                busy_cores(*kind, &place, &load, &mut table);
             }
         }
     }
@@ -101,7 +103,7 @@ fn measure(kinds: &[Kind]) {
 
 /// Misses first, for they need an empty cache.
 fn one_core(kind: Kind, place: &Place, load: &Load, table: &mut Table) {
-    let server = Running::start(kind, place, cores::SERVER, 1);
+    let server = Running::start(kind, place, cores::SERVER, 1, Records::Rotated);
     server.wait_until_ready();
     let all = [Asked::Missing, Asked::Cached, Asked::Denied, Asked::DeniedAgain];
     for asked in all.into_iter().filter(|asked| kind.has_names() || *asked == Asked::Cached) {
@@ -111,20 +113,23 @@ fn one_core(kind: Kind, place: &Place, load: &Load, table: &mut Table) {
     }
 }
 
-/// Cached answers with two cores.
-fn two_cores(kind: Kind, place: &Place, load: &Load, table: &mut Table) {
+/// Cached answers of one core and of two, which are kept busy.
+fn busy_cores(kind: Kind, place: &Place, load: &Load, table: &mut Table) {
     if !kind.scales() {
         return;
     }
-    let server = Running::start(kind, place, cores::SERVER_TWICE, 2);
-    server.wait_until_ready();
-    let run = load.run(&server, Asked::Cached, cores::LOAD);
-    eprintln!("    two cores: {run}");
-    table.add_two_cores(kind, run);
+    for (threads, cores) in [(1, cores::SERVER), (2, cores::SERVER_TWICE)] {
+        let server = Running::start(kind, place, cores, threads, Records::InOneFile);
+        server.wait_until_ready();
+        load.warm_up(cores::LOAD);
+        let busy = load.flood(&server, &cores::LOAD_EACH);
+        eprintln!("    {threads} busy: {:.0} a second, {:.2} cores", busy.rate, busy.cores);
+        table.add_busy(kind, threads, busy);
+    }
 }
 
 fn memory(kind: Kind, names: usize, place: &Place, load: &Load, table: &mut Table) {
-    let server = Running::start(kind, place, cores::SERVER, 1);
+    let server = Running::start(kind, place, cores::SERVER, 1, Records::Rotated);
     // A million names take some of them minutes.
     if !server.is_ready_soon() {
         eprintln!("    not ready in time");

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use outgate_bench::{LISTED, name_file};
 use tempfile::TempDir;
 
+use crate::flood::query;
+
 /// Where every server listens, and where the authority does: nobody else is in this namespace.
 pub(crate) const PORT: u16 = 5300;
 const AUTHORITY_PORT: u16 = 5400;
@@ -135,6 +137,25 @@ impl Kind {
     }
 }
 
+/// How outgate keeps its records.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Records {
+    /// The file and a full one before it, as on a gate that has run for long: what it writes has the memory of what it
+    /// has deleted.
+    Rotated,
+    /// All in one file: two busy cores write 300 MB a second, and the disk takes half of that.
+    InOneFile,
+}
+
+impl Records {
+    fn settings(self) -> &'static str {
+        match self {
+            Self::Rotated => "keep: 1",
+            Self::InOneFile => "rotate: 8GiB",
+        }
+    }
+}
+
 /// A folder with the allowed names in every server's own words.
 pub(crate) struct Place {
     folder: TempDir,
@@ -243,19 +264,20 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(kind: Kind, place: &Place, cores: &str, threads: usize) -> Self {
+    pub(crate) fn start(kind: Kind, place: &Place, cores: &str, threads: usize, records: Records) -> Self {
         place.write_names(kind);
-        let configuration = kind
-            .configuration()
-            .map(|(file, text)| place.configure(file, &text.replace("{log}", kind.log_lines()), threads));
+        let configuration = kind.configuration().map(|(file, text)| {
+            let text = text.replace("{log}", kind.log_lines()).replace("{records}", records.settings());
+            place.configure(file, &text, threads)
+        });
         let command = kind.command(configuration.as_deref().unwrap_or_default(), threads);
         let folder = place.folder.path().to_owned();
         // Not beside the policy: a gate looks at what happens in that folder.
-        let records = folder.join("audit");
-        if records.exists() {
-            fs::remove_dir_all(&records).unwrap();
+        let audit = folder.join("audit");
+        if audit.exists() {
+            fs::remove_dir_all(&audit).unwrap();
         }
-        fs::create_dir(&records).unwrap();
+        fs::create_dir(&audit).unwrap();
         let process = place.run(command, cores, kind.name());
         Self { process, kind, folder, name: place.names[0].clone() }
     }
@@ -297,12 +319,7 @@ fn end(process: &mut Child) {
 fn answers_soon(port: u16, name: &str, patience: Duration) -> bool {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(ANSWER)).unwrap();
-    let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        query.push(u8::try_from(label.len()).unwrap());
-        query.extend(label.as_bytes());
-    }
-    query.extend([0, 0, 1, 0, 1]);
+    let query = query(name);
     let until = Instant::now() + patience;
     while Instant::now() < until {
         let sent = socket.send_to(&query, ("127.0.0.1", port));

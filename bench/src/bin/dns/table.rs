@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::load::{Asked, Run};
+use crate::load::{Asked, Busy, Run};
 use crate::servers::Kind;
 
 /// What was measured.
 #[derive(Default)]
 pub(crate) struct Table {
     runs: BTreeMap<(Asked, Kind), Vec<Run>>,
-    two_cores: BTreeMap<Kind, Vec<Run>>,
+    busy: BTreeMap<(Kind, usize), Vec<Busy>>,
     memory: BTreeMap<(Kind, usize), u64>,
 }
 
@@ -18,8 +18,8 @@ impl Table {
         self.runs.entry((asked, kind)).or_default().push(run);
     }
 
-    pub(crate) fn add_two_cores(&mut self, kind: Kind, run: Run) {
-        self.two_cores.entry(kind).or_default().push(run);
+    pub(crate) fn add_busy(&mut self, kind: Kind, cores: usize, busy: Busy) {
+        self.busy.entry((kind, cores)).or_default().push(busy);
     }
 
     pub(crate) fn add_memory(&mut self, kind: Kind, names: usize, bytes: u64) {
@@ -58,28 +58,24 @@ impl Table {
         }
     }
 
-    /// Cached answers with two cores against one.
+    /// Cached answers of two cores against one.
     pub(crate) fn print_cores(&self, kinds: &[Kind]) {
-        // dnsperf on two cores asks as much as one core of the reflector answers, so the rates alone say little.
-        println!(
-            "\n| Cached | a second, one core | two cores | µs a query, one core | two cores | capacity |"
-        );
-        println!("| --- | ---: | ---: | ---: | ---: | ---: |");
+        println!("\n| Cached, busy | a second, one core | two cores | times | cores used |");
+        println!("| --- | ---: | ---: | ---: | ---: |");
         for kind in kinds {
-            let (Some(one), Some(two)) = (self.runs.get(&(Asked::Cached, *kind)), self.two_cores.get(kind))
-            else {
+            let figure = |cores: usize, figure: fn(&Busy) -> f64| {
+                self.busy.get(&(*kind, cores)).map(|runs| by(runs, figure).median)
+            };
+            let (Some(one), Some(two)) = (figure(1, |busy| busy.rate), figure(2, |busy| busy.rate)) else {
                 continue;
             };
-            let rates = (by(one, |run| run.rate).median, by(two, |run| run.rate).median);
-            let cpu = (by(one, |run| run.cpu).median, by(two, |run| run.cpu).median);
+            let used = [1, 2].map(|cores| figure(cores, |busy| busy.cores).unwrap_or_default());
             println!(
-                "| {} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} × |",
+                "| {} | {one:.0} | {two:.0} | {:.2} | {:.2}, {:.2} |",
                 kind.name(),
-                rates.0,
-                rates.1,
-                cpu.0,
-                cpu.1,
-                2.0 * cpu.0 / cpu.1
+                two / one,
+                used[0],
+                used[1]
             );
         }
     }
@@ -112,7 +108,7 @@ struct Spread {
     most: f64,
 }
 
-fn by(runs: &[Run], figure: impl Fn(&Run) -> f64) -> Spread {
+fn by<R>(runs: &[R], figure: impl Fn(&R) -> f64) -> Spread {
     let mut figures: Vec<f64> = runs.iter().map(figure).collect();
     figures.sort_by(f64::total_cmp);
     Spread { least: figures[0], median: figures[figures.len() / 2], most: figures[figures.len() - 1] }
