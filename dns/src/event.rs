@@ -59,7 +59,7 @@ pub struct Answered {
     pub withheld: Vec<(IpAddr, Reason)>,
     /// Where the answer is from; none where the gate itself had the last word.
     pub from: Option<AnsweredBy>,
-    /// From its arrival to its answer.
+    /// From its arrival to its answer; of what is answered in a batch, that of one in eight.
     pub took: Duration,
     /// Why it was answered like this; the verdict follows from it.
     pub reason: Reason,

@@ -128,8 +128,9 @@ pub struct Unflushed {
 #[derive(Debug)]
 pub struct Written(oneshot::Receiver<()>);
 
-/// A record that `write(2)` has not taken yet.
+/// A record that `write(2)` has not taken yet. It is lost, and not counted, unless it goes to [`Audit::end`].
 #[derive(Debug)]
+#[must_use]
 pub struct Unwritten {
     line: Vec<u8>,
     begun: Option<oneshot::Receiver<()>>,
@@ -182,7 +183,7 @@ impl Audit {
     }
 
     /// The part of [`Audit::write`] that needs no wait: gives what is left for [`Audit::end`], which is seldom anything.
-    #[must_use]
+    #[must_use = "the record may be unwritten"]
     pub fn begin(&self, line: &[u8]) -> Option<Unwritten> {
         let begun = match self.shared.write_now(line) {
             Now::Written => return None,

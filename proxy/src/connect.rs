@@ -49,7 +49,7 @@ pub fn serve(
         };
         let left = Outcome::side(EndedBy::Client);
         match (opening, client.send(ESTABLISHED).await) {
-            // What follows takes as much memory as what was, and each takes its own.
+            // Each in memory of its own, which what came before need not have.
             (Opening::Tunnel(dialled, wanted), Ok(())) => {
                 return Box::pin(Tunnel::open(gate, client, dialled, wanted)).await;
             }

@@ -61,8 +61,8 @@ pub async fn dial(
         // It takes a kilobyte, which a flow to the one address need not carry.
         several => {
             let starved = Arc::new(AtomicBool::new(false));
-            let several = interleave(several.iter().map(VettedAddr::socket).collect());
-            let race = Box::pin(race(several, how, Arc::clone(&starved)));
+            let sockets = interleave(several.iter().map(VettedAddr::socket).collect());
+            let race = Box::pin(race(sockets, how, Arc::clone(&starved)));
             (timeout_at(deadline, race).await, starved.load(Ordering::Relaxed))
         }
     };

@@ -32,8 +32,9 @@ impl DomainName {
         }
     }
 
-    /// Reads the labels of a DNS question, each as it was sent: the same as [`DomainName::parse`] of them with dots
-    /// between, in half the time. None where they are no name; then `parse` says why.
+    /// Reads the labels of a DNS question, each as it was sent and without the root's: in half the time what
+    /// [`DomainName::parse`] reads of them with dots between. None where they are no name, or where one holds a dot, which
+    /// text cannot tell from one between labels.
     #[must_use]
     pub fn of_labels<'l>(labels: impl Iterator<Item = &'l [u8]>) -> Option<Self> {
         let mut text = [b'.'; MAX_NAME];
@@ -164,7 +165,7 @@ enum Case {
     Mixed,
 }
 
-/// Reads each byte once: this was a fifth of what a denied lookup takes.
+/// Reads each byte once.
 fn check(name: &str) -> Result<Case, NameError> {
     if name.is_empty() {
         return Err(NameError::Empty);

@@ -29,9 +29,9 @@ const TIMES: u8 = 64;
 /// Longest packet that is kept; longer ones are padded, or no queries.
 const PACKET: usize = 320;
 /// Packets that are remembered for having come once, and the words for it: only what comes twice is kept, or a flood
-/// of different names would cost more than without all this. Sixteen bits a packet, of which it sets two: one of two
-/// hundred that have not come is taken for one that has.
-const SIGHTINGS: usize = 4096;
+/// of different names would cost more than without all this. Sixteen bits a packet, of which it sets two: at most one of
+/// sixty that have not come is taken for one that has.
+const SIGHTINGS: usize = 8192;
 const SIGHTING_WORDS: usize = SIGHTINGS * 16 / 64;
 
 /// The replies of this second.

@@ -66,7 +66,7 @@ pub(super) struct Moment {
     clock: Cell<(u8, Duration)>,
 }
 
-/// Answers of a batch for which the clock is looked at once: one takes half a microsecond, of which that was a tenth.
+/// Answers of a batch for which the clock is looked at once: one takes half a microsecond, of which a look was a tenth.
 const ANSWERS_A_LOOK: u8 = 8;
 
 impl Moment {

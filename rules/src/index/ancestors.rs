@@ -11,7 +11,8 @@ use crate::name::DomainName;
 /// may be a million of them.
 ///
 /// The hashes are seeded at random. Where two are the same, which with a million names happens to one look in 10¹³, a
-/// name is told apart from none: the client reads that it has no address instead of that it does not exist.
+/// name is told apart from none: the client reads that it has no address instead of that it does not exist. No
+/// top-level domain of a pattern is ever missing, for lookups are decided by that.
 #[derive(Debug, Default)]
 pub(super) struct Ancestors {
     /// In order.
@@ -24,7 +25,7 @@ pub(super) struct Ancestors {
 /// How many hashes share a bucket, in the mean: a line of the processor's cache.
 const BUCKET: usize = 8;
 
-/// Where a bucket starts. Every denied lookup looks here, and a search by halves took 0.2 µs among 100,000.
+/// Where a bucket starts. Every lookup looks here, and a search by halves took 0.2 µs among 100,000.
 #[derive(Debug, Clone, Copy, Default)]
 struct Start {
     hash: u32,
@@ -68,8 +69,12 @@ pub(super) struct AncestorsBuilder {
 impl AncestorsBuilder {
     /// Adds what lies above `name`.
     pub(super) fn add_above(&mut self, name: &DomainName) {
-        for ancestor in name.and_ancestors().skip(1) {
-            // What is there has brought those above it.
+        let top = name.top_level();
+        if top.len() < name.as_str().len() {
+            self.hashes.insert(self.hasher.hash_one(top.as_bytes()));
+        }
+        for ancestor in name.and_ancestors().skip(1).filter(|ancestor| ancestor.len() > top.len()) {
+            // What is there has brought those above it, or has the same hash by chance.
             if !self.hashes.insert(self.hasher.hash_one(ancestor.as_bytes())) {
                 return;
             }
