@@ -53,24 +53,21 @@ pub async fn dial(
     deadline: Instant,
 ) -> Result<(TcpStream, VettedAddr), Reason> {
     let addresses = with_family_of(how.source, addresses);
-    let (dialled, starved) = match addresses.as_slice() {
-        [only] => {
+    let (dialled, starved) = match <[VettedAddr; 1]>::try_from(addresses) {
+        Ok([only]) => {
             let starved = AtomicBool::new(false);
-            (timeout_at(deadline, attempt(only.socket(), how, &starved)).await, starved.into_inner())
+            let dialled = timeout_at(deadline, attempt(only.socket(), how, &starved)).await;
+            (dialled.map(|dialled| dialled.map(|stream| (stream, only))), starved.into_inner())
         }
         // It takes a kilobyte, which a flow to the one address need not carry.
-        several => {
+        Err(several) => {
             let starved = Arc::new(AtomicBool::new(false));
-            let sockets = interleave(several.iter().map(VettedAddr::socket).collect());
-            let race = Box::pin(race(sockets, how, Arc::clone(&starved)));
+            let race = Box::pin(race(interleave(several), how, Arc::clone(&starved)));
             (timeout_at(deadline, race).await, starved.load(Ordering::Relaxed))
         }
     };
     match dialled {
-        Ok(Ok((stream, to))) => {
-            let vetted = addresses.into_iter().find(|address| address.socket() == to);
-            vetted.map(|vetted| (stream, vetted)).ok_or(Reason::OriginUnreachable)
-        }
+        Ok(Ok(connected)) => Ok(connected),
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) if starved => Err(Reason::OutOfDescriptors),
         Err(_) => Err(Reason::OriginTimeout),
@@ -78,14 +75,14 @@ pub async fn dial(
 }
 
 async fn race(
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<VettedAddr>,
     how: How,
     starved: Arc<AtomicBool>,
-) -> io::Result<(TcpStream, SocketAddr)> {
+) -> io::Result<(TcpStream, VettedAddr)> {
     let mut waiting = addresses.into_iter();
     let Some(first) = waiting.next() else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
     // Nearly always the first answers before a second joins in: it needs no task of its own.
-    let mut first = pin!(attempt(first, how, &starved));
+    let mut first = pin!(attempt_one(first, how, Arc::clone(&starved)));
     let early = timeout(ATTEMPT_DELAY, first.as_mut()).await;
     let mut others = Box::pin(others(waiting, how, &starved));
     match early {
@@ -106,15 +103,14 @@ async fn race(
 
 /// Tries one after the other, each beside those before it.
 async fn others(
-    waiting: impl Iterator<Item = SocketAddr>,
+    waiting: impl Iterator<Item = VettedAddr>,
     how: How,
     starved: &Arc<AtomicBool>,
-) -> io::Result<(TcpStream, SocketAddr)> {
+) -> io::Result<(TcpStream, VettedAddr)> {
     let mut attempts = JoinSet::new();
     let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for next in waiting {
-        let starved = Arc::clone(starved);
-        attempts.spawn(async move { attempt(next, how, &starved).await });
+        attempts.spawn(attempt_one(next, how, Arc::clone(starved)));
         tokio::select! {
             Some(done) = attempts.join_next() => match flatten(done) {
                 Ok(connected) => return Ok(connected),
@@ -132,11 +128,20 @@ async fn others(
     Err(failed)
 }
 
-async fn attempt(to: SocketAddr, how: How, starved: &AtomicBool) -> io::Result<(TcpStream, SocketAddr)> {
+/// One of several.
+async fn attempt_one(
+    address: VettedAddr,
+    how: How,
+    starved: Arc<AtomicBool>,
+) -> io::Result<(TcpStream, VettedAddr)> {
+    attempt(address.socket(), how, &starved).await.map(|stream| (stream, address))
+}
+
+async fn attempt(to: SocketAddr, how: How, starved: &AtomicBool) -> io::Result<TcpStream> {
     loop {
         match connect(to, how).await {
             Err(error) if is_out_of_descriptors(&error) => starved.store(true, Ordering::Relaxed),
-            result => return result.map(|stream| (stream, to)),
+            result => return result,
         }
         Box::pin(sleep(NO_DESCRIPTOR)).await;
     }
@@ -183,13 +188,13 @@ fn with_family_of(source: Option<IpAddr>, mut addresses: Vec<VettedAddr>) -> Vec
 }
 
 /// Alternates the families, beginning with that of the first address.
-fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    if addresses.iter().all(|address| address.is_ipv6() == first_is_v6) {
+fn interleave(addresses: Vec<VettedAddr>) -> Vec<VettedAddr> {
+    let first_is_v6 = addresses.first().is_some_and(|address| address.socket().is_ipv6());
+    if addresses.iter().all(|address| address.socket().is_ipv6() == first_is_v6) {
         return addresses;
     }
     let (first, second): (Vec<_>, Vec<_>) =
-        addresses.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+        addresses.into_iter().partition(|address| address.socket().is_ipv6() == first_is_v6);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
     let mut mixed = Vec::new();
     loop {
