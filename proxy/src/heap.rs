@@ -165,6 +165,7 @@ pub(crate) fn give_back() {}
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
     use super::*;
@@ -264,6 +265,32 @@ mod tests {
         assert!(again.iter().all(|address| first.contains(address)));
         addresses(3 * KEPT);
         SPARE.with(|spare| assert_eq!(spare.0[4].count.get(), KEPT));
+    }
+
+    #[test]
+    fn what_outlives_a_threads_shelves_gets_blocks_all_the_same() {
+        static WITHOUT_SHELVES: AtomicBool = AtomicBool::new(false);
+
+        /// What a thread uses before its shelves, it ends after them.
+        struct Late;
+
+        impl Drop for Late {
+            fn drop(&mut self) {
+                drop(LAYOUTS.map(|(size, align)| Filled::new(size, align, 5)));
+                WITHOUT_SHELVES.store(SPARE.try_with(|_| ()).is_err(), Ordering::Relaxed);
+            }
+        }
+
+        thread_local! {
+            static LATE: Late = const { Late };
+        }
+
+        let uses_both = || {
+            LATE.with(|_| ());
+            drop(Filled::new(128, 128, 1));
+        };
+        thread::spawn(uses_both).join().unwrap();
+        assert!(WITHOUT_SHELVES.load(Ordering::Relaxed));
     }
 
     #[test]
