@@ -145,6 +145,12 @@ impl Outbox {
         self.left.extend_from_slice(bytes.get(sent..).unwrap_or_default());
     }
 
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+
     /// Polls until nothing is left.
     ///
     /// # Errors

@@ -77,6 +77,28 @@ fn a_flood_of_1xx_ends() {
 }
 
 #[test]
+fn a_response_that_is_too_large_behind_interim_ones_is_not_begun() {
+    let world = World::new();
+    let interim = "HTTP/1.1 102 Processing\r\n\r\n".repeat(60 * 1024 / 27);
+    let large = "y".repeat(10 * 1024);
+    let (gate, answer) =
+        answer_of(&world, format!("{interim}HTTP/1.1 200 OK\r\nX: {large}\r\nContent-Length: 9999\r\n\r\n"));
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    assert_eq!(gate.close(NAME)["reason"], "origin-response");
+}
+
+#[test]
+fn interim_responses_stay_here_for_clients_that_take_them_for_the_response() {
+    let world = World::new();
+    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n";
+    let (_gate, answer) =
+        answer_of(&world, format!("{hints}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage"));
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.ends_with("\r\n\r\npage"), "{answer}");
+}
+
+#[test]
 fn a_second_response_is_not_the_answer_to_the_next_request() {
     let world = World::new();
     let two = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirstHTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\npoisoned";

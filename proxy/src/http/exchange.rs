@@ -91,7 +91,15 @@ struct Ready {
 struct Carried {
     /// The status of its response, if the client has that.
     status: Option<u16>,
+    /// Whether the client has something of an answer.
+    begun: bool,
     ended: Result<Passed, Broken>,
+}
+
+impl Carried {
+    fn nothing(why: Broken) -> Self {
+        Self { status: None, begun: false, ended: Err(why) }
+    }
 }
 
 /// A request that goes no further, and what it asked for.
@@ -247,7 +255,7 @@ impl Exchanges {
         if carried.ended == Err(Broken::Unheard) && used && is_replayable(head) {
             carried = Box::pin(self.carry_over_new(client, head, &mut origin, &flow)).await;
         }
-        let Carried { status, ended } = carried;
+        let Carried { status, begun, ended } = carried;
         _ = status.map(|status| trail.saw_status(status));
         match ended {
             Ok(Passed::Whole { origin_stays, client_stays }) => {
@@ -260,7 +268,7 @@ impl Exchanges {
                 let Origin { stream: origin, ahead: first_down, .. } = origin;
                 Then::Switched(Switched { origin, head, first_down, flow, trail })
             }
-            Err(broken) => Box::pin(self.broke(client, head, trail, broken, status)).await,
+            Err(broken) => Box::pin(self.broke(client, head, trail, broken, begun)).await,
         }
     }
 
@@ -273,11 +281,11 @@ impl Exchanges {
     ) -> Carried {
         // A reload may have come while there was no connection.
         if let Some(reason) = flow.has_ended() {
-            return Carried { status: None, ended: Err(Broken::Failed(reason)) };
+            return Carried::nothing(Broken::Failed(reason));
         }
         let mut transfer = Transfer::begin(client, origin, flow, head, &self.gate.draining);
         let ended = transfer.run().await;
-        Carried { status: transfer.status(), ended }
+        Carried { status: transfer.status(), begun: transfer.has_begun(), ended }
     }
 
     /// The kept connection was closed by the origin while the request was on its way: that is no failure of the request
@@ -296,8 +304,8 @@ impl Exchanges {
         };
         match unless_it_leaves(client, dialled).await {
             Some(Ok(())) => self.carry(client, head, origin, flow).await,
-            Some(Err(reason)) => Carried { status: None, ended: Err(Broken::Failed(reason)) },
-            None => Carried { status: None, ended: Err(Broken::Left) },
+            Some(Err(reason)) => Carried::nothing(Broken::Failed(reason)),
+            None => Carried::nothing(Broken::Left),
         }
     }
 
@@ -309,7 +317,7 @@ impl Exchanges {
         head: &RequestHead,
         trail: Trail,
         broken: Broken,
-        status: Option<u16>,
+        begun: bool,
     ) -> Then {
         let reason = match broken {
             Broken::Left => {
@@ -319,7 +327,7 @@ impl Exchanges {
             Broken::Unheard => Reason::OriginClosed,
             Broken::Failed(reason) => reason,
         };
-        if status.is_some() {
+        if begun {
             close(trail, Outcome::failed(reason));
             return Then::Cut;
         }

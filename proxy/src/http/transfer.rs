@@ -134,6 +134,11 @@ impl<'t> Transfer<'t> {
         transfer
     }
 
+    /// Whether the client has something of an answer, or is about to have the rest of what it has something of.
+    pub(super) fn has_begun(&self) -> bool {
+        self.status().is_some() || !self.down.outbox.is_empty()
+    }
+
     /// The status of the response, once its head has been passed on.
     pub(super) fn status(&self) -> Option<u16> {
         match &self.down.stage {
@@ -370,20 +375,15 @@ impl Down {
         draining: &CancellationToken,
         out: &mut Vec<u8>,
     ) -> Result<Option<(usize, Heard)>, Reason> {
+        let room = MAX_HEAD.saturating_sub(self.heard);
         // What comes byte by byte is not split anew with every byte.
-        let read = if self.more && !has_empty_line(bytes) {
+        let read = if self.more && bytes.len() <= room && !has_empty_line(bytes) {
             None
         } else {
-            response::read(bytes, request, !draining.is_cancelled(), out)?
+            response::read(bytes, room, request, !draining.is_cancelled(), out)?
         };
         self.more = read.is_none();
-        let length = read.as_ref().map_or(bytes.len(), |(length, _)| *length);
-        if self.heard + length > MAX_HEAD {
-            return Err(Reason::OriginResponse);
-        }
-        if read.is_some() {
-            self.heard += length;
-        }
+        self.heard += read.as_ref().map_or(0, |(length, _)| *length);
         Ok(read)
     }
 

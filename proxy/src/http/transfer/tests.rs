@@ -74,6 +74,20 @@ fn heads_that_come_before_a_response_are_bounded_together() {
 }
 
 #[test]
+fn a_head_that_does_not_fit_behind_those_before_it_is_not_begun() {
+    let (request, flow, draining) = (head(GET), flow(), CancellationToken::new());
+    let hints = b"HTTP/1.1 103 Hints\r\n\r\n".repeat(MAX_HEAD / 25);
+    let large = [&b"HTTP/1.1 200 OK\r\nX: "[..], &[b'y'; 10_000], b"\r\n\r\n"].concat();
+    for cut in [0, hints.len(), hints.len() + 20] {
+        let all = [hints.clone(), large.clone()].concat();
+        let (mut down, mut out) = (Down::new(), Vec::new());
+        let taken = down.pass(&all[..cut], &request, &draining, &flow, &mut out).unwrap();
+        let ended = down.pass(&all[taken..], &request, &draining, &flow, &mut out);
+        assert_eq!((ended, out), (Err(Reason::OriginResponse), Vec::new()), "cut at {cut}");
+    }
+}
+
+#[test]
 fn a_body_that_lies_is_not_given_an_end() {
     for body in ["zz\r\n", "3\r\nhello", "5\r\nhel"] {
         let response = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
