@@ -1,5 +1,6 @@
 //! The file that records are appended to, and its rotation.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
@@ -18,6 +19,8 @@ use super::{AuditTarget, OpenError};
 
 /// Readable by the owner and, for a log shipper, the group.
 const MODE: u32 = 0o640;
+/// Full files that are on their way to the disk, at most: one that is written faster than the disk takes it waits.
+const SYNCING: usize = 2;
 /// How long a pipe that was set non-blocking by somebody else may be full before that counts as a failure.
 const POLL_MS: u16 = 1000;
 /// A write that takes longer than this has made a session's thread wait: some 1,000 times what memory takes. Once, it
@@ -38,8 +41,8 @@ pub(super) struct Output {
     size: u64,
     /// The size at which it is rotated; none for what is no regular file.
     full_at: Option<u64>,
-    /// The last full file on its way to the disk.
-    syncing: Option<JoinHandle<io::Result<()>>>,
+    /// Full files on their way to the disk, the oldest first.
+    syncing: VecDeque<JoinHandle<io::Result<()>>>,
     /// Whether the last write was slow.
     was_slow: bool,
     /// When it last made a session's thread wait for the disk.
@@ -129,16 +132,17 @@ impl Output {
         // The new file is there before anything is renamed: a disk without room for it changes nothing.
         let fresh = if renamed_by_others { target.path.clone() } else { numbered(&target.path, "new") };
         let mut next = open_regular(&fresh, &target)?;
+        let mut gone = Vec::new();
         if !renamed_by_others
-            && let Err(error) = shift(&target).and_then(|()| fs::rename(&fresh, &target.path))
+            && let Err(error) = shift(&target, &mut gone).and_then(|()| fs::rename(&fresh, &target.path))
         {
             // It is empty; one that stays is used by the next attempt.
             _ = fs::remove_file(&fresh);
             return Err(OpenError::io(&target.path, error));
         }
-        next.syncing = self.syncing.take();
+        next.syncing = std::mem::take(&mut self.syncing);
         let full = std::mem::replace(self, next);
-        self.sync_aside(full.file);
+        self.set_aside(full.file, gone);
         Ok(())
     }
 
@@ -158,18 +162,25 @@ impl Output {
 
     /// Brings the file to the disk, and the one before it. What is no regular file has no disk.
     pub(super) fn sync(mut self) -> io::Result<()> {
-        let previous = self.syncing.take().map_or(Ok(()), wait);
+        let previous = self.syncing.drain(..).map(wait).fold(Ok(()), Result::and);
         let this = if self.full_at.is_some() { self.file.sync_all() } else { Ok(()) };
         previous.and(this)
     }
 
-    /// Brings a full file to the disk while records go on into the next: on a slow disk that takes seconds.
-    fn sync_aside(&mut self, full: File) {
-        if let Some(previous) = self.syncing.take() {
-            _ = wait(previous);
+    /// Brings a full file to the disk while records go on into the next, and lets go of those that are kept no longer. On
+    /// a slow disk the one takes seconds; the other takes until the memory of a file is free, some 20 ms for 100 MB.
+    fn set_aside(&mut self, full: File, gone: Vec<File>) {
+        while self.syncing.len() >= SYNCING
+            && let Some(oldest) = self.syncing.pop_front()
+        {
+            _ = wait(oldest);
         }
+        let aside = move || {
+            drop(gone);
+            full.sync_all()
+        };
         // Without a thread the system itself brings it to the disk, later.
-        self.syncing = thread::Builder::new().name("audit-sync".into()).spawn(move || full.sync_all()).ok();
+        self.syncing.extend(thread::Builder::new().name("audit-sync".into()).spawn(aside));
     }
 
     /// Whether the path leads to the open file.
@@ -188,7 +199,15 @@ fn wait(syncing: JoinHandle<io::Result<()>>) -> io::Result<()> {
 
 fn open_stdout() -> io::Result<Output> {
     let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    Ok(Output { file, target: None, size: 0, full_at: None, syncing: None, was_slow: false, slow_at: None })
+    Ok(Output {
+        file,
+        target: None,
+        size: 0,
+        full_at: None,
+        syncing: VecDeque::new(),
+        was_slow: false,
+        slow_at: None,
+    })
 }
 
 fn open_path(target: Target) -> Result<Output, OpenError> {
@@ -241,7 +260,7 @@ fn open_regular(path: &Path, target: &Target) -> Result<Output, OpenError> {
         target: Some(target.clone()),
         size: found.len(),
         full_at: Some(target.rotate),
-        syncing: None,
+        syncing: VecDeque::new(),
         was_slow: false,
         slow_at: None,
     };
@@ -282,21 +301,25 @@ fn open_stream(target: Target) -> Result<Output, OpenError> {
         target: Some(target),
         size: 0,
         full_at: None,
-        syncing: None,
+        syncing: VecDeque::new(),
         was_slow: false,
         slow_at: None,
     })
 }
 
-/// Makes `path.1` free: every number becomes the next, and what is beyond the last one kept goes.
-fn shift(target: &Target) -> io::Result<()> {
+/// Makes `path.1` free: every number becomes the next. What there is no place for any more has no name then, and is
+/// `gone` when it is closed. No file takes the name of another one: ext4 would first begin to write it to the disk.
+fn shift(target: &Target, gone: &mut Vec<File>) -> io::Result<()> {
     let at = |number: u32| numbered(&target.path, &number.to_string());
     let keep = u32::from(target.keep.get());
+    for beyond in (keep..).map(at).take_while(|path| path.exists()) {
+        // No more than a reference: it need not be readable, nor a file.
+        let reference = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+        gone.extend(OpenOptions::new().read(true).custom_flags(reference.bits()).open(&beyond));
+        fs::remove_file(beyond)?;
+    }
     for number in (1..keep).rev() {
         rename_if_there(&at(number), &at(number + 1))?;
-    }
-    for beyond in (keep + 1..).map(at).take_while(|path| path.exists()) {
-        fs::remove_file(beyond)?;
     }
     fs::rename(&target.path, at(1))
 }

@@ -200,6 +200,20 @@ async fn a_rotation_that_fails_is_told_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn what_makes_way_for_a_full_file_is_not_opened_whatever_it_is() {
+    let place = Place::new().rotating(100, 1);
+    let first = place.path.with_extension("jsonl.1");
+    // Whoever opens it for reading waits for a writer.
+    nix::unistd::mkfifo(&first, Mode::S_IRWXU).unwrap();
+    let audit = place.open();
+    for number in 0..5 {
+        timeout(Duration::from_secs(20), audit.write(&line(number))).await.unwrap().unwrap();
+    }
+    assert!(fs::symlink_metadata(&first).unwrap().is_file());
+    assert_eq!(place.files().len(), 2);
+}
+
+#[tokio::test]
 async fn half_a_record_of_an_earlier_run_gets_a_line_of_its_own() {
     let place = Place::new();
     fs::write(&place.path, "{\"v\":1,\"ti").unwrap();
