@@ -1,6 +1,6 @@
 //! Lookups side by side: outgate, its peers as filtering forwarders, and a reflector that does nothing but send
-//! back what it receives. Each on the same core, with the same allowed names, asked by dnsperf from other cores;
-//! one after the other, three rounds.
+//! back what it receives. Each on the same core, with the same allowed names, asked from other cores by dnsperf and by
+//! clients that never sleep; one after the other, three rounds.
 //!
 //! `cargo run --release -p outgate-bench --bin dns [-- SERVER...]`, as root, in a network namespace of its own
 //! that it makes itself. From Debian: dnsperf, knot, unbound, dnsdist, dnsmasq-base. `OUTGATE_BIN` names another
@@ -19,7 +19,7 @@ mod table;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use load::{Asked, Load};
+use load::{Asked, Clients, Load};
 use servers::{Authority, Kind, Place, Records, Running};
 use table::Table;
 
@@ -33,8 +33,7 @@ mod cores {
     pub(crate) const SERVER: &str = "0";
     pub(crate) const SERVER_TWICE: &str = "0,1";
     pub(crate) const AUTHORITY: &str = "1";
-    pub(crate) const LOAD: &str = "2,3";
-    pub(crate) const LOAD_EACH: [usize; 2] = [2, 3];
+    pub(crate) const LOAD: [usize; 2] = [2, 3];
 }
 
 fn main() {
@@ -85,6 +84,7 @@ fn measure(kinds: &[Kind]) {
         }
     }
     table.print_time(kinds);
+    table.print_clients(kinds);
     table.print_cores(kinds);
     if std::env::var_os("NO_MEMORY").is_some() {
         return;
@@ -105,11 +105,20 @@ fn measure(kinds: &[Kind]) {
 fn one_core(kind: Kind, place: &Place, load: &Load, table: &mut Table) {
     let server = Running::start(kind, place, cores::SERVER, 1, Records::Rotated);
     server.wait_until_ready();
-    let all = [Asked::Missing, Asked::Cached, Asked::Denied, Asked::DeniedAgain];
-    for asked in all.into_iter().filter(|asked| kind.has_names() || *asked == Asked::Cached) {
-        let run = load.run(&server, asked, cores::LOAD);
-        eprintln!("    {asked:?}: {run}");
-        table.add(kind, asked, run);
+    let mut ask = |asked, clients| {
+        let run = load.run(&server, asked, clients, &cores::LOAD);
+        eprintln!("    {asked:?}, {}: {run}", clients.name());
+        table.add(kind, asked, clients, run);
+    };
+    if kind.has_names() {
+        ask(Asked::Missing, Clients::Dnsperf);
+        load.warm_up(&cores::LOAD);
+        // Until what it writes goes where it has written before.
+        load.run(&server, Asked::Cached, Clients::Busy, &cores::LOAD);
+    }
+    for asked in Asked::AT_ONCE {
+        let clients: &[Clients] = if kind.scales() { &Clients::ALL } else { &[Clients::Dnsperf] };
+        clients.iter().for_each(|clients| ask(asked, *clients));
     }
 }
 
@@ -121,10 +130,10 @@ fn busy_cores(kind: Kind, place: &Place, load: &Load, table: &mut Table) {
     for (threads, cores) in [(1, cores::SERVER), (2, cores::SERVER_TWICE)] {
         let server = Running::start(kind, place, cores, threads, Records::InOneFile);
         server.wait_until_ready();
-        load.warm_up(cores::LOAD);
-        let busy = load.flood(&server, &cores::LOAD_EACH);
-        eprintln!("    {threads} busy: {:.0} a second, {:.2} cores", busy.rate, busy.cores);
-        table.add_busy(kind, threads, busy);
+        load.warm_up(&cores::LOAD);
+        let run = load.run(&server, Asked::Cached, Clients::Busy, &cores::LOAD);
+        eprintln!("    {threads} busy: {run}");
+        table.add_cores(kind, threads, run);
     }
 }
 
@@ -135,7 +144,7 @@ fn memory(kind: Kind, names: usize, place: &Place, load: &Load, table: &mut Tabl
         eprintln!("    not ready in time");
         return;
     }
-    load.warm_up(cores::LOAD);
+    load.warm_up(&cores::LOAD);
     table.add_memory(kind, names, outgate_bench::usage::memory(server.pid()));
 }
 

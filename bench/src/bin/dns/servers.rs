@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use outgate_bench::usage::cpu;
 use outgate_bench::{LISTED, name_file};
 use tempfile::TempDir;
 
@@ -295,6 +296,14 @@ impl Running {
             let said = fs::read_to_string(self.folder.join(self.kind.name()).with_extension("out"));
             panic!("{} does not answer; it says: {}", self.kind.name(), said.unwrap_or_default());
         }
+    }
+
+    /// What comes of an action, the processor time that the server took meanwhile, and the cores that this is.
+    pub(crate) fn usage<R>(&self, action: impl FnOnce() -> R) -> (R, Duration, f64) {
+        let (before, begun) = (cpu(self.pid()), Instant::now());
+        let result = action();
+        let used = cpu(self.pid()) - before;
+        (result, used, used.as_secs_f64() / begun.elapsed().as_secs_f64())
     }
 
     /// Whether it is one whose answers are looked at.
