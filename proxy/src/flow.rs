@@ -356,6 +356,11 @@ pub(crate) mod tests {
 
     /// A flow that its rule does not limit.
     pub(crate) fn flow() -> Flow {
+        flow_to().0
+    }
+
+    /// The same, and where it goes.
+    pub(crate) fn flow_to() -> (Flow, VettedAddr) {
         let text =
             "outbound_rules:\n  - {name: one, type: fqdn, destination: pypi.org, resolves_to: [public]}\n";
         let source = Source { name: "policy.yaml".to_owned(), bytes: text.into() };
@@ -369,6 +374,6 @@ pub(crate) mod tests {
         let address =
             permit.vet([151, 101, 0, 223].into(), &OwnAddresses::default(), Timestamp::UNIX_EPOCH).unwrap();
         let meter = Arc::new(Hours::new(std::time::Instant::now())).meter(permit.client(), None, None);
-        Flow::new(Wanted::Destination(destination), &permit, &address, meter)
+        (Flow::new(Wanted::Destination(destination), &permit, &address, meter), address)
     }
 }

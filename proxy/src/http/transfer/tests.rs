@@ -1,6 +1,9 @@
+use outgate_rules::Destination;
+use tokio::net::{TcpListener, TcpStream};
+
 use super::super::request::tests::head;
 use super::*;
-use crate::flow::tests::flow;
+use crate::flow::tests::{flow, flow_to};
 use crate::head::BodyLength;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a.b\r\n\r\n";
@@ -84,6 +87,30 @@ fn a_head_that_does_not_fit_behind_those_before_it_is_not_begun() {
         let taken = down.pass(&all[..cut], &request, &draining, &flow, &mut out).unwrap();
         let ended = down.pass(&all[taken..], &request, &draining, &flow, &mut out);
         assert_eq!((ended, out), (Err(Reason::OriginResponse), Vec::new()), "cut at {cut}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_has_yet_to_take_what_was_begun_gets_no_answer_behind_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let connected = async || {
+        // To the listener of this test.
+        #[allow(clippy::disallowed_methods)]
+        let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (near, _) = listener.accept().await.unwrap();
+        SockRef::from(&near).set_send_buffer_size(4096).unwrap();
+        near.writable().await.unwrap();
+        (near, far)
+    };
+    let request = head("POST / HTTP/1.1\r\nHost: a.b\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    for full in [false, true] {
+        let ((near, _far), (to_origin, _origin)) = (connected().await, connected().await);
+        while full && near.try_write(&[0; 65536]).is_ok() {}
+        let ((flow, address), draining) = (flow_to(), CancellationToken::new());
+        let mut client = Client::new(near);
+        let mut origin = Origin::new(to_origin, Destination::parse("a.b:80").unwrap(), address);
+        let transfer = Transfer::begin(&mut client, &mut origin, &flow, &request, &draining);
+        assert_eq!((transfer.status(), transfer.has_begun()), (None, full));
     }
 }
 
