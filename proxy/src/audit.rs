@@ -8,6 +8,7 @@
 //! want of a record) or counts what it drops, as configured; the count stands in the file in the lost
 //! records' place.
 
+mod disk;
 mod file;
 mod queue;
 mod writer;
@@ -153,7 +154,7 @@ impl Audit {
     /// Says why the target cannot be opened.
     pub fn open(settings: AuditSettings, console: Console) -> Result<Self, OpenError> {
         let AuditSettings { target, when_full, queue, deadline } = settings;
-        let output = file::Output::open(target)?;
+        let output = file::Output::open(target, &console)?;
         let shared = Arc::new(Shared::new(output, queue));
         let (done, finished) = watch::channel(());
         let writer = Writer::new(Arc::clone(&shared), console.clone());

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +11,7 @@ use outgate_rules::Reason;
 use outgate_tests::hello::Bent;
 use outgate_tests::origin::{Reply, echo, http, listen_only, page};
 use outgate_tests::policy::{NOTHING, allow, allow_one};
+use outgate_tests::program::skip;
 use outgate_tests::{Gate, World, wait_until};
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
 use rustix::process::Signal;
@@ -266,6 +268,42 @@ fn only_so_many_rotated_files_are_kept() {
         let files = std::fs::read_dir(gate.audit_path().parent().unwrap()).unwrap().count();
         files == 3 && gate.audit_text().contains("n149.example")
     });
+}
+
+#[test]
+fn a_file_that_cannot_be_renamed_costs_no_older_one() {
+    let world = World::new();
+    let gate = world.gate(NOTHING).set("audit.rotate", "4KB").set("audit.keep", 2).start();
+    let numbered = |number: u32| gate.audit_path().with_extension(format!("jsonl.{number}"));
+    let mut next = 0;
+    let mut deny_until = |what: &str, done: &dyn Fn() -> bool| {
+        for _ in 0..100 {
+            deny(&gate, next..next + 5);
+            next += 5;
+            if done() {
+                return;
+            }
+        }
+        panic!("{what} did not come");
+    };
+    deny_until("two full files", &|| numbered(2).exists());
+    let append_only = |on: &str| {
+        let chattr = Command::new("chattr").arg(on).arg(gate.audit_path()).status();
+        chattr.is_ok_and(|status| status.success())
+    };
+    if !append_only("+a") {
+        return skip("nobody can say here that a file may only be appended to");
+    }
+    let kept = || [1, 2].map(|number| std::fs::read(numbered(number)).unwrap());
+    let before = kept();
+
+    deny_until("a failed rotation", &|| gate.talk().matches("cannot be rotated").count() > 2);
+
+    let after = kept();
+    assert!(append_only("-a"));
+    assert!(before == after);
+    deny_until("a rotation", &|| kept() != before);
+    assert!(kept()[1] == before[0], "the younger one has moved up");
 }
 
 #[test]

@@ -1,26 +1,31 @@
 //! The file that records are appended to, and its rotation.
 
-use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
+use std::mem;
 use std::num::NonZeroU16;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::disk::Disk;
 use super::{AuditTarget, OpenError};
+use crate::console::Console;
 
 /// Readable by the owner and, for a log shipper, the group.
 const MODE: u32 = 0o640;
-/// Full files that are on their way to the disk, at most: one that is written faster than the disk takes it waits.
-const SYNCING: usize = 2;
+/// Bytes of records that begin their way to the disk together: some 10,000 records. As many as that are the price of a
+/// loss of power, and of the memory that is used in turns.
+const WRITE_BACK: u64 = 4 << 20;
+/// Bytes at the end that are left alone: a page that is on its way to the disk holds up who writes to it.
+const TAIL: u64 = 256 << 10;
 /// How long a pipe that was set non-blocking by somebody else may be full before that counts as a failure.
 const POLL_MS: u16 = 1000;
 /// A write that takes longer than this has made a session's thread wait: some 1,000 times what memory takes. Once, it
@@ -34,15 +39,16 @@ const SLOW_FOR: Duration = Duration::from_secs(1);
 /// The open file.
 #[derive(Debug)]
 pub(super) struct Output {
-    file: File,
+    file: Arc<File>,
     /// None for standard output.
     target: Option<Target>,
     /// Bytes in the file.
     size: u64,
+    /// The size at which it is next to be written back.
+    write_back_at: u64,
     /// The size at which it is rotated; none for what is no regular file.
     full_at: Option<u64>,
-    /// Full files on their way to the disk, the oldest first.
-    syncing: VecDeque<JoinHandle<io::Result<()>>>,
+    disk: Disk,
     /// Whether the last write was slow.
     was_slow: bool,
     /// When it last made a session's thread wait for the disk.
@@ -65,22 +71,33 @@ pub(super) enum Reopened {
 }
 
 impl Output {
-    pub(super) fn open(target: AuditTarget) -> Result<Self, OpenError> {
+    /// Opens the target. What the disk refuses later is told on `console`.
+    pub(super) fn open(target: AuditTarget, console: &Console) -> Result<Self, OpenError> {
         match target {
-            AuditTarget::Stdout => open_stdout().map_err(|error| OpenError::io(Path::new("-"), error)),
-            AuditTarget::File { path, rotate, keep } => open_path(Target { path, rotate, keep }),
+            AuditTarget::Stdout => open_stdout(console).map_err(|error| OpenError::io(Path::new("-"), error)),
+            AuditTarget::File { path, rotate, keep } => open_path(Target { path, rotate, keep }, console),
+        }
+    }
+
+    fn new(file: File, target: Option<Target>, console: &Console) -> Self {
+        Self {
+            file: Arc::new(file),
+            target,
+            size: 0,
+            write_back_at: WRITE_BACK,
+            full_at: None,
+            disk: Disk::new(console.clone()),
+            was_slow: false,
+            slow_at: None,
         }
     }
 
     /// Appends, and returns how much was taken, which is at least a byte.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            match self.file.write(bytes) {
+            match self.append(bytes) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => {
-                    self.size += count as u64;
-                    return Ok(count);
-                }
+                Ok(count) => return Ok(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let mut writable = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
@@ -96,10 +113,19 @@ impl Output {
     /// As [`Output::write`], once; notes whether that took long.
     pub(super) fn write_promptly(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let begun = Instant::now();
-        let count = self.file.write(bytes)?;
-        self.size += count as u64;
+        let count = self.append(bytes)?;
         let ended = Instant::now();
         self.took(ended.saturating_duration_since(begun), ended);
+        Ok(count)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = (&*self.file).write(bytes)?;
+        self.size += count as u64;
+        if self.size >= self.write_back_at && self.full_at.is_some() {
+            self.write_back_at = self.size.saturating_add(WRITE_BACK);
+            self.disk.write_back(&self.file, self.size.saturating_sub(TAIL));
+        }
         Ok(count)
     }
 
@@ -130,20 +156,25 @@ impl Output {
         let Some(target) = self.target.clone() else { return Ok(()) };
         let renamed_by_others = !self.is_at(&target.path);
         // The new file is there before anything is renamed: a disk without room for it changes nothing.
-        let fresh = if renamed_by_others { target.path.clone() } else { numbered(&target.path, "new") };
-        let mut next = open_regular(&fresh, &target)?;
+        let fresh = if renamed_by_others { target.path.clone() } else { target.beside("new") };
+        let next = open_regular(&fresh, &target, self.disk.console())?;
         let mut gone = Vec::new();
         if !renamed_by_others
-            && let Err(error) = shift(&target, &mut gone).and_then(|()| fs::rename(&fresh, &target.path))
+            && let Err(error) = target.make_way(&mut gone).and_then(|()| fs::rename(&fresh, &target.path))
         {
             // It is empty; one that stays is used by the next attempt.
             _ = fs::remove_file(&fresh);
             return Err(OpenError::io(&target.path, error));
         }
-        next.syncing = std::mem::take(&mut self.syncing);
-        let full = std::mem::replace(self, next);
-        self.set_aside(full.file, gone);
+        let full = self.go_on_in(next);
+        self.disk.set_aside(full, gone);
         Ok(())
+    }
+
+    /// Changes to another file, and gives the one until now. The same thread looks after both.
+    pub(super) fn go_on_in(&mut self, mut next: Self) -> Arc<File> {
+        mem::swap(&mut self.disk, &mut next.disk);
+        mem::replace(self, next).file
     }
 
     /// Rotation has failed: the file may grow by as much again before it is tried once more.
@@ -155,32 +186,16 @@ impl Output {
     /// Opens the path anew.
     pub(super) fn reopen(&self) -> Result<Reopened, OpenError> {
         match &self.target {
-            Some(target) if !self.is_at(&target.path) => open_path(target.clone()).map(Reopened::Other),
+            Some(target) if !self.is_at(&target.path) => {
+                open_path(target.clone(), self.disk.console()).map(Reopened::Other)
+            }
             Some(_) | None => Ok(Reopened::Same),
         }
     }
 
-    /// Brings the file to the disk, and the one before it. What is no regular file has no disk.
-    pub(super) fn sync(mut self) -> io::Result<()> {
-        let previous = self.syncing.drain(..).map(wait).fold(Ok(()), Result::and);
-        let this = if self.full_at.is_some() { self.file.sync_all() } else { Ok(()) };
-        previous.and(this)
-    }
-
-    /// Brings a full file to the disk while records go on into the next, and lets go of those that are kept no longer. On
-    /// a slow disk the one takes seconds; the other takes until the memory of a file is free, some 20 ms for 100 MB.
-    fn set_aside(&mut self, full: File, gone: Vec<File>) {
-        while self.syncing.len() >= SYNCING
-            && let Some(oldest) = self.syncing.pop_front()
-        {
-            _ = wait(oldest);
-        }
-        let aside = move || {
-            drop(gone);
-            full.sync_all()
-        };
-        // Without a thread the system itself brings it to the disk, later.
-        self.syncing.extend(thread::Builder::new().name("audit-sync".into()).spawn(aside));
+    /// Brings the file to the disk, and those before it. What is no regular file has no disk.
+    pub(super) fn finish(self) {
+        self.disk.finish(self.full_at.map(|_| &*self.file));
     }
 
     /// Whether the path leads to the open file.
@@ -193,30 +208,18 @@ impl Output {
     }
 }
 
-fn wait(syncing: JoinHandle<io::Result<()>>) -> io::Result<()> {
-    syncing.join().unwrap_or_else(|_| Err(io::Error::other("the thread that syncs ended early")))
-}
-
-fn open_stdout() -> io::Result<Output> {
+fn open_stdout(console: &Console) -> io::Result<Output> {
     let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    Ok(Output {
-        file,
-        target: None,
-        size: 0,
-        full_at: None,
-        syncing: VecDeque::new(),
-        was_slow: false,
-        slow_at: None,
-    })
+    Ok(Output::new(file, None, console))
 }
 
-fn open_path(target: Target) -> Result<Output, OpenError> {
+fn open_path(target: Target, console: &Console) -> Result<Output, OpenError> {
     let path = &target.path;
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found.file_type(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return if folder(path).is_dir() {
-                open_regular(path, &target)
+                open_regular(path, &target, console)
             } else {
                 Err(OpenError::NoFolder(path.clone()))
             };
@@ -226,9 +229,9 @@ fn open_path(target: Target) -> Result<Output, OpenError> {
     if found.is_symlink() {
         Err(OpenError::SymbolicLink(path.clone()))
     } else if found.is_file() {
-        open_regular(path, &target)
+        open_regular(path, &target, console)
     } else if found.is_fifo() || found.is_char_device() {
-        open_stream(target)
+        open_stream(target, console)
     } else {
         Err(OpenError::NotAFile(path.clone()))
     }
@@ -241,7 +244,7 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-fn open_regular(path: &Path, target: &Target) -> Result<Output, OpenError> {
+fn open_regular(path: &Path, target: &Target, console: &Console) -> Result<Output, OpenError> {
     let failed = |error| OpenError::io(path, error);
     let file = OpenOptions::new()
         .read(true)
@@ -255,14 +258,12 @@ fn open_regular(path: &Path, target: &Target) -> Result<Output, OpenError> {
     if !found.is_file() {
         return Err(OpenError::NotAFile(path.to_owned()));
     }
+    let size = found.len();
     let mut output = Output {
-        file,
-        target: Some(target.clone()),
-        size: found.len(),
+        size,
+        write_back_at: size.saturating_add(WRITE_BACK),
         full_at: Some(target.rotate),
-        syncing: VecDeque::new(),
-        was_slow: false,
-        slow_at: None,
+        ..Output::new(file, Some(target.clone()), console)
     };
     output.end_torn_line().map_err(failed)?;
     Ok(output)
@@ -282,7 +283,7 @@ impl Output {
 
 /// Opens a FIFO or a character device. A FIFO is opened without waiting for its reader, then written with
 /// waiting for room.
-fn open_stream(target: Target) -> Result<Output, OpenError> {
+fn open_stream(target: Target, console: &Console) -> Result<Output, OpenError> {
     let opened = OpenOptions::new()
         .write(true)
         .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
@@ -296,32 +297,48 @@ fn open_stream(target: Target) -> Result<Output, OpenError> {
     };
     fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))
         .map_err(|error| OpenError::io(&target.path, error.into()))?;
-    Ok(Output {
-        file,
-        target: Some(target),
-        size: 0,
-        full_at: None,
-        syncing: VecDeque::new(),
-        was_slow: false,
-        slow_at: None,
-    })
+    Ok(Output::new(file, Some(target), console))
 }
 
-/// Makes `path.1` free: every number becomes the next. What there is no place for any more has no name then, and is
-/// `gone` when it is closed. No file takes the name of another one: ext4 would first begin to write it to the disk.
-fn shift(target: &Target, gone: &mut Vec<File>) -> io::Result<()> {
-    let at = |number: u32| numbered(&target.path, &number.to_string());
-    let keep = u32::from(target.keep.get());
-    for beyond in (keep..).map(at).take_while(|path| path.exists()) {
-        // No more than a reference: it need not be readable, nor a file.
-        let reference = OFlag::O_PATH | OFlag::O_NOFOLLOW;
-        gone.extend(OpenOptions::new().read(true).custom_flags(reference.bits()).open(&beyond));
-        fs::remove_file(beyond)?;
+impl Target {
+    /// Gives the file in use the name `path.1`, and every numbered one the next number. If that file cannot be renamed,
+    /// the others keep their names: else each attempt would cost the oldest.
+    fn make_way(&self, gone: &mut Vec<File>) -> io::Result<()> {
+        let aside = self.numbered(0);
+        if aside.exists() {
+            // A gate was killed in the middle of this.
+            self.shift(gone)?;
+        }
+        fs::rename(&self.path, &aside)?;
+        self.shift(gone).inspect_err(|_| _ = fs::rename(&aside, &self.path))
     }
-    for number in (1..keep).rev() {
-        rename_if_there(&at(number), &at(number + 1))?;
+
+    /// Every number becomes the next. What there is no place for any more has no name then, and is `gone` when it is
+    /// closed. No file takes the name of another one: ext4 would first begin to write it to the disk.
+    fn shift(&self, gone: &mut Vec<File>) -> io::Result<()> {
+        let keep = u32::from(self.keep.get());
+        for beyond in (keep..).map(|number| self.numbered(number)).take_while(|path| path.exists()) {
+            // No more than a reference: it need not be readable, nor a file.
+            let reference = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+            gone.extend(OpenOptions::new().read(true).custom_flags(reference.bits()).open(&beyond));
+            fs::remove_file(beyond)?;
+        }
+        (0..keep)
+            .rev()
+            .try_for_each(|number| rename_if_there(&self.numbered(number), &self.numbered(number + 1)))
     }
-    fs::rename(&target.path, at(1))
+
+    fn numbered(&self, number: u32) -> PathBuf {
+        self.beside(&number.to_string())
+    }
+
+    /// The path with a suffix.
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = OsString::from(&self.path);
+        name.push(".");
+        name.push(suffix);
+        PathBuf::from(name)
+    }
 }
 
 fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
@@ -329,13 +346,6 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
     }
-}
-
-fn numbered(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(".");
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 #[cfg(test)]
@@ -346,6 +356,7 @@ mod tests {
     fn it_is_the_disk_that_is_slow_twice_in_a_row_or_for_long() {
         let folder = tempfile::TempDir::new().unwrap();
         let (path, rotate, keep) = (folder.path().join("audit.jsonl"), u64::MAX, NonZeroU16::MIN);
+        let console = Console::on(io::sink(), false, Duration::ZERO).unwrap();
         let (fast, slow, stalled) = (Duration::ZERO, SLOW * 2, STALLED * 2);
         for (took, prompt) in [
             (&[fast, slow][..], true),
@@ -355,7 +366,7 @@ mod tests {
             (&[slow, slow, fast], true),
         ] {
             let target = AuditTarget::File { path: path.clone(), rotate, keep };
-            let mut output = Output::open(target).unwrap();
+            let mut output = Output::open(target, &console).unwrap();
             took.iter().for_each(|took| output.took(*took, Instant::now()));
             assert_eq!(output.is_prompt(), prompt, "{took:?}");
         }

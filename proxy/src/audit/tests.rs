@@ -1,9 +1,10 @@
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::pin::{Pin, pin};
 
 use nix::sys::stat::Mode;
+use rustix::io::ReadWriteFlags;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -197,6 +198,50 @@ async fn a_rotation_that_fails_is_told_and_loses_nothing() {
     assert_eq!(fs::read(&place.path).unwrap(), (0..100).flat_map(line).collect::<Vec<_>>());
     assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), 2, "nothing is left lying about");
     assert!(heard.text(&console).contains("cannot be rotated"), "{}", heard.text(&console));
+}
+
+#[tokio::test]
+async fn what_is_written_goes_to_the_disk_and_leaves_memory() {
+    // Beside this program: a folder for temporary files may be all memory.
+    let beside = std::env::current_exe().unwrap();
+    let folder = TempDir::new_in(beside.parent().unwrap()).unwrap();
+    let place = Place { path: folder.path().join("audit.jsonl"), folder, ..Place::new() };
+    let audit = place.open();
+    let megabyte = [vec![b'x'; (1 << 20) - 1], vec![b'\n']].concat();
+    for _ in 0..16 {
+        audit.write(&megabyte).await.unwrap();
+    }
+    let file = fs::File::open(&place.path).unwrap();
+    // Answers only from memory.
+    let in_memory = |offset| {
+        let mut byte = [0];
+        let slices = &mut [IoSliceMut::new(&mut byte)];
+        rustix::io::preadv2(&file, slices, offset, ReadWriteFlags::NOWAIT).is_ok()
+    };
+    assert!(in_memory((16 << 20) - 1), "the last record is there for whoever reads on");
+    let gone = async {
+        while in_memory(0) {
+            // What is not on the disk yet goes with what comes after it.
+            audit.write(&megabyte).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), gone).await.expect("the first record left memory");
+}
+
+#[tokio::test]
+async fn a_rotation_that_was_cut_short_loses_no_file() {
+    let place = Place::new().rotating(100, 3);
+    let numbered = |number| place.path.with_extension(format!("jsonl.{number}"));
+    fs::write(numbered(0), "cut short").unwrap();
+    fs::write(numbered(1), "before").unwrap();
+    let audit = place.open();
+    for number in 0..3 {
+        audit.write(&line(number)).await.unwrap();
+    }
+    let read = |number| fs::read_to_string(numbered(number)).unwrap();
+    assert_eq!((read(2), read(3)), ("cut short".into(), "before".into()));
+    assert!(!numbered(0).exists());
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ impl Writer {
                     self.reopen(&mut output, &mut Batch::default());
                     self.shared.put_back(output, Batch::default());
                 }
-                Task::Finish => return self.finish(output),
+                Task::Finish => return output.finish(),
             }
         }
     }
@@ -103,9 +103,8 @@ impl Writer {
             Ok(Reopened::Same) => {}
             Ok(Reopened::Other(next)) => {
                 self.end_line(output, batch);
-                let old = std::mem::replace(output, next);
                 // The old file is somebody else's now; it reaches the disk when the system sees fit.
-                drop(old);
+                drop(output.go_on_in(next));
             }
             Err(error) => self.console.notice(format!("the audit file stays as it is: {error}")),
         }
@@ -140,12 +139,6 @@ impl Writer {
         self.shared.write_errors.fetch_add(1, Ordering::Relaxed);
         if self.shared.note_writable(false) {
             self.console.notice(format!("the audit file cannot be written: {error}"));
-        }
-    }
-
-    fn finish(&self, output: Output) {
-        if let Err(error) = output.sync() {
-            self.console.notice(format!("the audit file could not be brought to the disk: {error}"));
         }
     }
 }
