@@ -63,25 +63,40 @@ impl Rate {
     /// # Errors
     /// When the client is at its limit; then the query is not counted.
     pub fn admit(&self, client: IpAddr, now: Instant) -> Result<(), Over> {
+        self.admit_some(1, client, now).map(drop)
+    }
+
+    /// Counts queries that came together, one or more, as far as the client may ask them, and says how many that are:
+    /// with one look at what is remembered of the client, which other cores look at, too.
+    ///
+    /// # Errors
+    /// When the client is at its limit; then none is counted, and one is refused.
+    pub fn admit_some(&self, queries: u32, client: IpAddr, now: Instant) -> Result<u32, Over> {
         let client = counted(client);
-        self.clients.with(client, client, now, |client| client.admit(self.step, now)).unwrap_or(Ok(()))
+        let admit = |client: &mut Client| client.admit(queries, self.step, now);
+        self.clients.with(client, client, now, admit).unwrap_or(Ok(queries))
     }
 }
 
 impl Client {
-    fn admit(&mut self, step: Duration, now: Instant) -> Result<(), Over> {
-        let filled = self.filled.map_or(now, |filled| filled.max(now)) + step;
-        let ahead = filled.saturating_duration_since(now);
-        if ahead <= BURST {
+    fn admit(&mut self, queries: u32, step: Duration, now: Instant) -> Result<u32, Over> {
+        let mut filled = self.filled.map_or(now, |filled| filled.max(now));
+        let ahead = |filled: Instant| (filled + step).saturating_duration_since(now);
+        let mut admitted = 0;
+        while admitted < queries && ahead(filled) <= BURST {
+            filled += step;
+            admitted += 1;
+        }
+        if admitted > 0 {
             self.filled = Some(filled);
-            return Ok(());
+            return Ok(admitted);
         }
         self.refused = self.refused.wrapping_add(1);
         let tell = self.told.is_none_or(|told| now.saturating_duration_since(told) >= TELL);
         if tell {
             self.told = Some(now);
         }
-        Err(Over { wait: ahead - BURST, slip: self.refused.is_multiple_of(2), tell })
+        Err(Over { wait: ahead(filled).saturating_sub(BURST), slip: self.refused.is_multiple_of(2), tell })
     }
 }
 
@@ -113,6 +128,15 @@ mod tests {
         assert_eq!(admitted(&rate, CLIENT, 1000, start), 100);
         assert_eq!(admitted(&rate, CLIENT, 1000, start + BURST / 2), 50);
         assert_eq!(admitted(&rate, CLIENT, 1000, start + 10 * BURST), 100, "no more is saved up");
+    }
+
+    #[test]
+    fn queries_that_came_together_are_counted_as_one_by_one() {
+        let (rate, start) = (rate(100), Instant::now());
+        assert_eq!(rate.admit_some(64, CLIENT, start), Ok(64));
+        assert_eq!(rate.admit_some(64, CLIENT, start), Ok(36));
+        assert_eq!(rate.admit_some(64, CLIENT, start).unwrap_err().wait, BURST / 100);
+        assert_eq!(rate.admit_some(64, CLIENT, start + BURST / 10), Ok(10));
     }
 
     #[test]

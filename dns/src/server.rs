@@ -21,6 +21,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod watched;
 
 use std::io;
 use std::net::SocketAddr;

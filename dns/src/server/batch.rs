@@ -77,7 +77,7 @@ impl Inbox {
 
     /// Receives what is there, without waiting, and says how many datagrams that is.
     pub(super) fn receive(&mut self, socket: &impl AsRawFd) -> io::Result<usize> {
-        self.received.clear();
+        self.clear();
         let mut slices: Vec<[IoSliceMut<'_>; 1]> =
             self.buffers.chunks_exact_mut(MAX_QUERY).map(|buffer| [IoSliceMut::new(buffer)]).collect();
         let flags = MsgFlags::MSG_DONTWAIT;
@@ -93,12 +93,20 @@ impl Inbox {
         Ok(self.received.len())
     }
 
-    /// What was received last.
-    pub(super) fn packets(&self) -> impl Iterator<Item = (&Received, &[u8])> {
-        self.received.iter().map(|received| {
-            let start = received.slot * MAX_QUERY;
-            (received, self.buffers.get(start..start + received.length).unwrap_or_default())
-        })
+    /// Forgets what was received.
+    pub(super) fn clear(&mut self) {
+        self.received.clear();
+    }
+
+    /// What was received last: what came from one address together.
+    pub(super) fn runs(&self) -> impl Iterator<Item = &[Received]> {
+        self.received.chunk_by(|one, next| one.from.ip() == next.from.ip())
+    }
+
+    /// The datagram itself.
+    pub(super) fn packet(&self, received: &Received) -> &[u8] {
+        let start = received.slot * MAX_QUERY;
+        self.buffers.get(start..start + received.length).unwrap_or_default()
     }
 }
 

@@ -10,17 +10,16 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::again::{Again, Sent};
-use super::batch::{BATCH, Inbox, Outbox, Received, forbid_fragments};
-use super::service::{Asker, Moment, Service, Step};
+use super::batch::{Inbox, Outbox, Received, forbid_fragments};
+use super::service::{Asker, Moment, Service, Step, Together};
 use super::slow::Way;
+use super::watched::Watched;
 use crate::event::{Answered, Transport};
 use crate::upstream::exchange::sockets::Keeper;
 
@@ -56,10 +55,10 @@ async fn run(
     draining: CancellationToken,
 ) -> io::Result<()> {
     let bound = socket.local_addr()?.ip();
-    let (socket, finished) = (UdpSocket::from_std(socket)?, Arc::default());
-    let port = Port { socket, service, bound, finished, tasks: TaskTracker::new() };
-    forbid_fragments(&port.socket, bound);
-    let mut inbox = Inbox::new(&port.socket, bound)?;
+    let port = Port { service, bound, finished: Arc::default(), tasks: TaskTracker::new() };
+    forbid_fragments(&socket, bound);
+    let mut inbox = Inbox::new(&socket, bound)?;
+    let mut socket = Watched::new(socket)?;
     let mut outbox = Outbox::new();
     let mut again = Again::new();
     let keeper = Keeper::new();
@@ -67,8 +66,8 @@ async fn run(
     loop {
         tokio::select! {
             biased;
-            ready = port.socket.readable() => {
-                if ready.is_err() || port.receive(&mut inbox).is_err() {
+            ready = socket.readable() => {
+                if ready.is_err() || socket.receive(&mut inbox).is_err() {
                     sleep(REST).await;
                     continue;
                 }
@@ -84,7 +83,7 @@ async fn run(
                 keeper.forget();
             }
         }
-        port.send_off(&mut outbox).await;
+        port.send_off(&mut outbox, &mut socket).await;
     }
     port.tasks.close();
     let mut ended = pin!(port.tasks.wait());
@@ -93,16 +92,15 @@ async fn run(
             () = &mut ended => true,
             () = port.finished.wake.notified() => false,
         };
-        port.send_off(&mut outbox).await;
+        port.send_off(&mut outbox, &mut socket).await;
         if all {
             return Ok(());
         }
     }
 }
 
-/// One socket and what its queries need.
+/// What the queries of one socket need.
 struct Port {
-    socket: UdpSocket,
     service: Arc<Service>,
     bound: IpAddr,
     finished: Arc<Finished>,
@@ -118,52 +116,51 @@ struct Finished {
 }
 
 impl Port {
-    /// Receives what is there; that may be nothing.
-    fn receive(&self, inbox: &mut Inbox) -> io::Result<()> {
-        let mut failure = None;
-        // A batch that is not full has emptied the socket: said as "would block", that saves the call that
-        // would find it empty. What arrives meanwhile makes it ready again.
-        let received = self.socket.try_io(Interest::READABLE, || match inbox.receive(&self.socket) {
-            Ok(BATCH) => Ok(()),
-            Ok(_) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(error) => {
-                failure = (error.kind() != io::ErrorKind::WouldBlock).then_some(error);
-                Err(io::ErrorKind::WouldBlock.into())
-            }
-        });
-        match (received, failure) {
-            (_, Some(error)) => Err(error),
-            (Ok(()) | Err(_), None) => Ok(()),
-        }
-    }
-
     /// Answers a batch, as far as that can be done in place. What it tells has yet to be handed over.
     fn answer(&self, inbox: &Inbox, outbox: &mut Outbox, again: &mut Again) {
         let moment = self.service.moment();
         again.begin(&moment);
-        for (received, packet) in inbox.packets() {
-            let (start, asker) = (outbox.bytes.len(), self.asker(received));
-            let sent = again.sent(packet, asker);
-            match self.take(packet, asker, sent.as_ref(), &moment, &mut outbox.bytes, again) {
-                Step::Silence => {}
-                Step::Untold => outbox.address(start, received.from, received.to),
-                Step::Reply(event) => {
-                    outbox.address(start, received.from, received.to);
-                    self.service.observer.answered(&event);
-                    if let Some(sent) = sent {
-                        again.keep(&sent, outbox.bytes.get(start..).unwrap_or_default(), event);
-                    }
-                }
-                Step::GoOn(errand) => {
-                    let reply = Reply { finished: Arc::clone(&self.finished), to: *received };
-                    // A task that holds it would be moved, two kilobytes each time, on the way to its place.
-                    self.tasks.spawn(Box::pin(errand.run(Arc::clone(&self.service), reply)));
-                }
+        for run in inbox.runs() {
+            let mut together = Together::new(run.len());
+            for received in run {
+                self.answer_one(inbox.packet(received), received, &mut together, &moment, outbox, again);
             }
         }
     }
 
-    /// Takes one datagram: what was just answered has its event told already.
+    fn answer_one(
+        &self,
+        packet: &[u8],
+        received: &Received,
+        together: &mut Together,
+        moment: &Moment,
+        outbox: &mut Outbox,
+        again: &mut Again,
+    ) {
+        let (start, asker) = (outbox.bytes.len(), self.asker(received));
+        let sent = again.sent(packet, asker);
+        let turned_away = self.service.turn_away(packet, asker, together, moment, &mut outbox.bytes);
+        let step = turned_away
+            .unwrap_or_else(|| self.take(packet, asker, sent.as_ref(), moment, &mut outbox.bytes, again));
+        match step {
+            Step::Silence => {}
+            Step::Untold => outbox.address(start, received.from, received.to),
+            Step::Reply(event) => {
+                outbox.address(start, received.from, received.to);
+                self.service.observer.answered(&event);
+                if let Some(sent) = sent {
+                    again.keep(&sent, outbox.bytes.get(start..).unwrap_or_default(), event);
+                }
+            }
+            Step::GoOn(errand) => {
+                let reply = Reply { finished: Arc::clone(&self.finished), to: *received };
+                // A task that holds it would be moved, two kilobytes each time, on the way to its place.
+                self.tasks.spawn(Box::pin(errand.run(Arc::clone(&self.service), reply)));
+            }
+        }
+    }
+
+    /// Takes one datagram that is let in: what was just answered has its event told already.
     fn take(
         &self,
         packet: &[u8],
@@ -173,9 +170,6 @@ impl Port {
         out: &mut Vec<u8>,
         again: &mut Again,
     ) -> Step {
-        if let Some(step) = self.service.turn_away(packet, asker, moment, out) {
-            return step;
-        }
         if let Some((event, said)) = sent.and_then(|sent| again.give(sent, moment, out)) {
             self.service.observer.answered_again(event, said);
             return Step::Untold;
@@ -184,7 +178,7 @@ impl Port {
     }
 
     /// Sends all that is answered, once it is on record.
-    async fn send_off(&self, outbox: &mut Outbox) {
+    async fn send_off(&self, outbox: &mut Outbox, socket: &mut Watched) {
         // What is finished from here on has its event handed over the next time.
         for (reply, to) in self.finished.take() {
             let start = outbox.bytes.len();
@@ -198,7 +192,7 @@ impl Port {
             return;
         }
         // Replies that cannot be sent are lost, as datagrams are.
-        _ = self.socket.async_io(Interest::WRITABLE, || outbox.send(&self.socket)).await;
+        _ = socket.send(outbox).await;
     }
 
     fn asker(&self, received: &Received) -> Asker {

@@ -87,6 +87,38 @@ impl Moment {
     }
 }
 
+/// Datagrams that came from one client together: they are counted together.
+#[derive(Debug)]
+pub(super) struct Together {
+    /// Those that are yet to be looked at.
+    left: u32,
+    /// Those of them that are counted.
+    admitted: u32,
+}
+
+impl Together {
+    /// So many datagrams.
+    pub(super) fn new(datagrams: usize) -> Self {
+        Self { left: datagrams.try_into().unwrap_or(u32::MAX), admitted: 0 }
+    }
+
+    /// The next one is none that counts.
+    fn pass(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+
+    /// Counts the next one.
+    fn admit(&mut self, rate: &Rate, client: IpAddr, now: Instant) -> Result<(), Over> {
+        let admitted = match self.admitted {
+            0 => rate.admit_some(self.left.max(1), client, now),
+            admitted => Ok(admitted),
+        };
+        self.pass();
+        self.admitted = admitted?.saturating_sub(1);
+        Ok(())
+    }
+}
+
 /// When a query was looked at, and how long its answer took.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
@@ -161,18 +193,21 @@ impl Service {
         self.rate.admit(client, now).err().map(|over| over.wait)
     }
 
-    /// What comes of a datagram from a client that is not served or over its rate; none where it is let in.
+    /// What comes of a datagram from a client that is not served or over its rate; none where it is let in. It is the
+    /// next of those that came together.
     pub(super) fn turn_away(
         &self,
         packet: &[u8],
         asker: Asker,
+        together: &mut Together,
         moment: &Moment,
         out: &mut Vec<u8>,
     ) -> Option<Step> {
         if !self.serves(asker.client) {
+            together.pass();
             return Some(Step::Silence);
         }
-        let over = self.rate.admit(asker.client.ip(), moment.now).err()?;
+        let over = together.admit(&self.rate, asker.client.ip(), moment.now).err()?;
         Some(self.over_rate(over, packet, asker, moment, out))
     }
 

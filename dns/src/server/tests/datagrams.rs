@@ -82,6 +82,28 @@ async fn over_its_rate_a_client_is_sent_to_tcp_or_not_answered_and_told_of_once(
 }
 
 #[tokio::test]
+async fn what_came_with_anothers_is_counted_as_ones_own() {
+    let world = World::new(|settings| settings.queries_per_second = NonZeroU32::new(5).unwrap()).await;
+    let mut clients = Vec::new();
+    for address in ["127.0.0.1:0", "127.0.0.2:0"] {
+        clients.push(Client(UdpSocket::bind(address).await.unwrap()));
+    }
+    for id in 0..24 {
+        // By turns, six and six: with more than both may ask.
+        let client = &clients[usize::from(id) / 6 % 2];
+        client.send(&with_id(plain_query("evil.example", 1), id), world.address).await;
+    }
+    for client in &clients {
+        let mut whole = 0;
+        while whole < 5 {
+            whole += usize::from(!client.message().await.metadata.truncation);
+        }
+    }
+    let told = world.told.answered.lock().unwrap().clone();
+    assert_eq!(told.iter().filter(|event| event.reason == Reason::NoRule).count(), 10);
+}
+
+#[tokio::test]
 async fn below_a_wildcard_a_client_has_a_budget_and_what_is_cached_is_free() {
     let world = World::new(|settings| settings.budget.names_per_minute = 2).await;
     assert_eq!(world.ask("a.files.example", 1).await.answers.len(), 1);
