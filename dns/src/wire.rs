@@ -180,7 +180,11 @@ impl<'p> Question<'p> {
     /// # Errors
     /// Why it is not the name of a host: DNS itself lets a label hold any byte (RFC 2181 §11).
     pub fn name(&self) -> Result<DomainName, NameError> {
-        DomainName::of_labels(self.labels()).map_or_else(|| self.name_by_text(), Ok)
+        DomainName::of_wire(self.wire_name()).map_or_else(|| self.name_by_text(), Ok)
+    }
+
+    fn wire_name(&self) -> &'p [u8] {
+        self.bytes.split_last_chunk::<QUESTION_TAIL>().map_or(&[], |(name, _)| name)
     }
 
     fn name_by_text(&self) -> Result<DomainName, NameError> {
@@ -242,7 +246,7 @@ impl<'p> Question<'p> {
     }
 
     fn labels(&self) -> impl Iterator<Item = &'p [u8]> {
-        let mut rest = Cursor(self.bytes);
+        let mut rest = Cursor(self.wire_name());
         std::iter::from_fn(move || {
             let length = rest.byte()?;
             rest.take(length.into()).filter(|label| !label.is_empty())

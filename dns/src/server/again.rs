@@ -141,15 +141,15 @@ impl Again {
     }
 
     /// Keeps a reply, if its packet was seen before.
-    pub(super) fn keep(&mut self, sent: &Sent<'_>, reply: &[u8], event: Answered) {
+    pub(super) fn keep(&mut self, sent: &Sent<'_>, reply: &[u8], event: &Answered) {
         self.took = event.took;
         let Sent { hash, rest, asker, .. } = *sent;
-        if !self.see(hash) || self.given.len() >= REPLIES || rest.len() > PACKET || !holds(&event) {
+        if !self.see(hash) || self.given.len() >= REPLIES || rest.len() > PACKET || !holds(event) {
             return;
         }
         let asker = (asker.client.ip(), asker.local);
         let (packet, reply, said) = (rest.into(), reply.into(), Said::new());
-        let given = Given { hash, asker, packet, reply, event, said, left: TIMES };
+        let given = Given { hash, asker, packet, reply, event: event.clone(), said, left: TIMES };
         self.given.insert_unique(hash, given, |given| given.hash);
     }
 
@@ -244,7 +244,7 @@ mod tests {
 
     fn keep(again: &mut Again, packet: &[u8], reason: Reason) {
         let sent = again.sent(packet, asker("10.1.0.4:7")).unwrap();
-        again.keep(&sent, b"idreply", event(reason));
+        again.keep(&sent, b"idreply", &event(reason));
     }
 
     /// Whether a reply is given.

@@ -140,14 +140,17 @@ impl Port {
         let (start, asker) = (outbox.bytes.len(), self.asker(received));
         let sent = again.sent(packet, asker);
         let turned_away = self.service.turn_away(packet, asker, together, moment, &mut outbox.bytes);
-        let step = turned_away
-            .unwrap_or_else(|| self.take(packet, asker, sent.as_ref(), moment, &mut outbox.bytes, again));
+        let step = match turned_away {
+            Some(step) => step,
+            None => self.take(packet, asker, sent.as_ref(), moment, &mut outbox.bytes, again),
+        };
         match step {
             Step::Silence => {}
             Step::Untold => outbox.address(start, received.from, received.to),
-            Step::Reply(event) => {
+            // Where it is: to move an event takes as long as to write half a record.
+            Step::Reply(ref event) => {
                 outbox.address(start, received.from, received.to);
-                self.service.observer.answered(&event);
+                self.service.observer.answered(event);
                 if let Some(sent) = sent {
                     again.keep(&sent, outbox.bytes.get(start..).unwrap_or_default(), event);
                 }
