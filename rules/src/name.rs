@@ -56,7 +56,7 @@ impl DomainName {
             (start, dots) = (next + 1, dots + 1);
         };
         let chunks = text.get_mut(..end.next_multiple_of(CHUNK))?.as_chunks_mut().0;
-        // What lies behind a root's label has that one before it, and no name holds a zero.
+        // A root's label that is not the last is a zero in the text, which no name holds.
         if lower_case(chunks) != Some(dots) || ends_in_number(last) {
             return None;
         }

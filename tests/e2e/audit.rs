@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -270,40 +271,65 @@ fn only_so_many_rotated_files_are_kept() {
     });
 }
 
-#[test]
-fn a_file_that_cannot_be_renamed_costs_no_older_one() {
-    let world = World::new();
-    let gate = world.gate(NOTHING).set("audit.rotate", "4KB").set("audit.keep", 2).start();
-    let numbered = |number: u32| gate.audit_path().with_extension(format!("jsonl.{number}"));
-    let mut next = 0;
-    let mut deny_until = |what: &str, done: &dyn Fn() -> bool| {
-        for _ in 0..100 {
-            deny(&gate, next..next + 5);
-            next += 5;
-            if done() {
-                return;
-            }
-        }
-        panic!("{what} did not come");
-    };
-    deny_until("two full files", &|| numbered(2).exists());
-    let append_only = |on: &str| {
-        let chattr = Command::new("chattr").arg(on).arg(gate.audit_path()).status();
-        chattr.is_ok_and(|status| status.success())
-    };
-    if !append_only("+a") {
-        return skip("nobody can say here that a file may only be appended to");
+/// A file that has an attribute of ext4 and others, for as long.
+struct Attribute<'a>(&'a str, PathBuf);
+
+impl<'a> Attribute<'a> {
+    fn set(letter: &'a str, path: PathBuf) -> Option<Self> {
+        chattr(&format!("+{letter}"), &path).then_some(Self(letter, path))
     }
-    let kept = || [1, 2].map(|number| std::fs::read(numbered(number)).unwrap());
-    let before = kept();
+}
 
-    deny_until("a failed rotation", &|| gate.talk().matches("cannot be rotated").count() > 2);
+impl Drop for Attribute<'_> {
+    fn drop(&mut self) {
+        chattr(&format!("-{}", self.0), &self.1);
+    }
+}
 
-    let after = kept();
-    assert!(append_only("-a"));
-    assert!(before == after);
-    deny_until("a rotation", &|| kept() != before);
-    assert!(kept()[1] == before[0], "the younger one has moved up");
+fn chattr(change: &str, path: &Path) -> bool {
+    Command::new("chattr").arg(change).arg(path).status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_file_that_cannot_be_renamed_costs_no_more_than_one() {
+    let world = World::new();
+    // The file in use, which may only be appended to, and one of the full ones.
+    let cases: [(_, _, &[(usize, u32)]); 2] =
+        [("a", 0, &[(1, 1), (2, 2), (3, 3), (4, 4)]), ("i", 2, &[(1, 1), (2, 2), (3, 4)])];
+    for (attribute, number, kept) in cases {
+        let gate = world.gate(NOTHING).set("audit.rotate", "4KB").set("audit.keep", 4).start();
+        let file = |number: u32| match number {
+            0 => gate.audit_path(),
+            _ => gate.audit_path().with_extension(format!("jsonl.{number}")),
+        };
+        let mut next = 0;
+        let mut deny_until = |what: &str, done: &dyn Fn() -> bool| {
+            for _ in 0..100 {
+                deny(&gate, next..next + 5);
+                next += 5;
+                if done() {
+                    return;
+                }
+            }
+            panic!("{what} did not come");
+        };
+        deny_until("four full files", &|| file(4).exists());
+        let read = |number| std::fs::read(file(number)).unwrap();
+        let before = [1, 2, 3, 4].map(read);
+        let Some(immovable) = Attribute::set(attribute, file(number)) else {
+            return skip("nobody can say here that a file may not be renamed");
+        };
+
+        deny_until("failed rotations", &|| gate.talk().matches("cannot be rotated").count() > 2);
+
+        // The place that was made is not made once more.
+        for &(old, now) in kept {
+            assert!(read(now) == before[old - 1], "{attribute}: {old} is not {now}");
+        }
+        drop(immovable);
+        deny_until("a rotation", &|| read(1) != before[0]);
+        assert!(read(2) == before[0], "the youngest has moved up");
+    }
 }
 
 #[test]

@@ -192,8 +192,8 @@ fn holds(event: &Answered) -> bool {
         Some(AnsweredBy::Fixed | AnsweredBy::Cache) => true,
         // An upstream may answer the next.
         Some(AnsweredBy::Stale | AnsweredBy::Upstream(_) | AnsweredBy::Nobody) => false,
-        // There may be room for the next.
-        None => event.reason != Reason::LookupsPending,
+        // There may be room for the next, and its client may ask again.
+        None => !matches!(event.reason, Reason::LookupsPending | Reason::LookupRate),
     }
 }
 
@@ -296,7 +296,9 @@ mod tests {
         ] {
             assert!(!given(&mut kept(&rules, Reason::NoRule), packet, asker, now), "{what}");
         }
-        assert!(!given(&mut kept(&rules, Reason::LookupsPending), PACKET, same, &in_time), "want of room");
+        for passing in [Reason::LookupsPending, Reason::LookupRate] {
+            assert!(!given(&mut kept(&rules, passing), PACKET, same, &in_time), "{passing:?}");
+        }
     }
 
     #[test]

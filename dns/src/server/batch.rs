@@ -163,9 +163,14 @@ impl Outbox {
                 Err(_) => sent += 1,
             }
         }
+        self.clear();
+        Ok(())
+    }
+
+    /// Gives up what waits.
+    pub(super) fn clear(&mut self) {
         self.replies.clear();
         self.bytes.clear();
-        Ok(())
     }
 
     /// Sends replies of one run, which leave from one address, and says how many.

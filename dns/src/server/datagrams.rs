@@ -191,11 +191,9 @@ impl Port {
         if let Some(room) = self.service.observer.hand_over() {
             room.await;
         }
-        if outbox.is_empty() {
-            return;
+        if !outbox.is_empty() {
+            socket.send(outbox).await;
         }
-        // Replies that cannot be sent are lost, as datagrams are.
-        _ = socket.send(outbox).await;
     }
 
     fn asker(&self, received: &Received) -> Asker {

@@ -102,7 +102,7 @@ impl Together {
         Self { left: datagrams.try_into().unwrap_or(u32::MAX), admitted: 0 }
     }
 
-    /// The next one is none that counts.
+    /// The next one is left out. (It may have been counted with those before it: from port 0 nobody but a forger sends.)
     fn pass(&mut self) {
         self.left = self.left.saturating_sub(1);
     }

@@ -4,8 +4,8 @@
 //! for every datagram that has left: 5 % of an answer (bench/README.md). While batches are full there is nothing to wait
 //! for, so the socket is asked again instead.
 
-use std::io;
 use std::net::UdpSocket;
+use std::{io, mem};
 
 use tokio::io::Interest;
 use tokio::task::yield_now;
@@ -19,16 +19,22 @@ const BUSY: u32 = 4;
 /// The socket, and the watch over it.
 pub(super) struct Watched {
     socket: UdpSocket,
-    /// The same socket, as the runtime knows it.
-    watch: Option<tokio::net::UdpSocket>,
+    watch: Watch,
     /// Full batches in a row.
     full: u32,
+}
+
+/// The same socket once more, for the runtime. It is kept where it is not watched: out of file descriptors there would be
+/// none to watch it by.
+enum Watch {
+    On(tokio::net::UdpSocket),
+    Off(Option<UdpSocket>),
 }
 
 impl Watched {
     /// Watches a socket that never blocks.
     pub(super) fn new(socket: UdpSocket) -> io::Result<Self> {
-        let mut watched = Self { socket, watch: None, full: 0 };
+        let mut watched = Self { socket, watch: Watch::Off(None), full: 0 };
         watched.watch()?;
         Ok(watched)
     }
@@ -36,8 +42,8 @@ impl Watched {
     /// Waits until there may be something to receive. Others have their turn in any case.
     pub(super) async fn readable(&self) -> io::Result<()> {
         match &self.watch {
-            Some(watch) => watch.readable().await,
-            None => {
+            Watch::On(socket) => socket.readable().await,
+            Watch::Off(_) => {
                 yield_now().await;
                 Ok(())
             }
@@ -48,60 +54,62 @@ impl Watched {
     pub(super) fn receive(&mut self, inbox: &mut Inbox) -> io::Result<()> {
         inbox.clear();
         let received = match &self.watch {
-            None => inbox.receive(&self.socket),
-            Some(watch) => {
-                let mut failure = None;
-                // A batch that is not full has emptied the socket: said as "would block", that saves the call that
-                // would find it empty. What arrives meanwhile makes it ready again.
-                let full = watch.try_io(Interest::READABLE, || match inbox.receive(watch) {
-                    Ok(BATCH) => Ok(BATCH),
-                    Ok(_) => Err(io::ErrorKind::WouldBlock.into()),
-                    Err(error) => {
-                        failure = Some(error);
-                        Err(io::ErrorKind::WouldBlock.into())
-                    }
-                });
-                failure.map_or(Ok(full.unwrap_or(0)), Err)
-            }
+            Watch::Off(_) => inbox.receive(&self.socket),
+            Watch::On(socket) => receive_watched(socket, inbox),
         };
+        let is_full = matches!(received, Ok(BATCH));
+        self.full = if is_full { self.full.saturating_add(1) } else { 0 };
+        if self.full >= BUSY {
+            self.unwatch();
+        }
         match received {
-            Ok(BATCH) => {
-                self.full = self.full.saturating_add(1);
-                if self.full >= BUSY {
-                    self.watch = None;
-                }
-                Ok(())
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.watch(),
+            Err(error) => {
+                // The runtime takes it for emptied now.
+                self.unwatch();
+                Err(error)
             }
-            Ok(_) => {
-                self.full = 0;
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.full = 0;
-                self.watch()
-            }
-            Err(error) => Err(error),
         }
     }
 
-    /// Sends what waits to be sent.
-    pub(super) async fn send(&mut self, outbox: &mut Outbox) -> io::Result<()> {
-        match outbox.send(&self.socket) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.watch()?;
-                let Some(watch) = &self.watch else { return Err(error) };
-                watch.async_io(Interest::WRITABLE, || outbox.send(watch)).await
-            }
-            done => done,
+    /// Sends what waits to be sent. What cannot be sent is lost, as datagrams are.
+    pub(super) async fn send(&mut self, outbox: &mut Outbox) {
+        let would_block = outbox.send(&self.socket).is_err();
+        if would_block
+            && self.watch().is_ok()
+            && let Watch::On(socket) = &self.watch
+        {
+            _ = socket.async_io(Interest::WRITABLE, || outbox.send(socket)).await;
         }
+        outbox.clear();
     }
 
     fn watch(&mut self) -> io::Result<()> {
-        if self.watch.is_none() {
-            self.watch = Some(tokio::net::UdpSocket::from_std(self.socket.try_clone()?)?);
+        if let Watch::Off(kept) = &mut self.watch {
+            let socket = kept.take().map_or_else(|| self.socket.try_clone(), Ok)?;
+            self.watch = Watch::On(tokio::net::UdpSocket::from_std(socket)?);
         }
         Ok(())
     }
+
+    fn unwatch(&mut self) {
+        if let Watch::On(socket) = mem::replace(&mut self.watch, Watch::Off(None)) {
+            self.watch = Watch::Off(socket.into_std().ok());
+        }
+    }
+}
+
+/// Receives where there is something, as far as the runtime knows.
+fn receive_watched(socket: &tokio::net::UdpSocket, inbox: &mut Inbox) -> io::Result<usize> {
+    let mut received = Ok(0);
+    // A batch that is not full has emptied the socket: said as "would block", that saves the call that would find it
+    // empty. What arrives meanwhile makes it ready again.
+    _ = socket.try_io(Interest::READABLE, || {
+        received = inbox.receive(socket);
+        if matches!(received, Ok(BATCH)) { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+    });
+    received
 }
 
 #[cfg(test)]
@@ -116,6 +124,10 @@ mod tests {
     const SOON: Duration = Duration::from_secs(20);
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
+    fn is_on(watched: &Watched) -> bool {
+        matches!(watched.watch, Watch::On(_))
+    }
+
     #[tokio::test]
     async fn while_batches_are_full_nobody_watches_and_then_somebody_does_again() {
         let socket = UdpSocket::bind((HERE, 0)).unwrap();
@@ -128,21 +140,21 @@ mod tests {
         for _ in 0..2 {
             for round in 0..BUSY {
                 (0..BATCH).for_each(|_| ask());
-                assert!(watched.watch.is_some(), "{round}");
+                assert!(is_on(&watched), "{round}");
                 timeout(SOON, watched.readable()).await.unwrap().unwrap();
                 watched.receive(&mut inbox).unwrap();
                 assert_eq!(inbox.runs().flatten().count(), BATCH);
             }
-            assert!(watched.watch.is_none());
+            assert!(!is_on(&watched));
             // One that is not full is no reason yet: who asks once more may hear more.
             ask();
             for left in [1, 0] {
                 timeout(SOON, watched.readable()).await.unwrap().unwrap();
-                assert!(watched.watch.is_none());
+                assert!(!is_on(&watched));
                 watched.receive(&mut inbox).unwrap();
                 assert_eq!(inbox.runs().flatten().count(), left, "nothing is answered twice");
             }
-            assert!(watched.watch.is_some());
+            assert!(is_on(&watched));
             let nothing = timeout(Duration::from_millis(20), watched.readable()).await;
             assert!(nothing.is_err(), "there is nothing to receive");
         }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::mem;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,7 @@ use crate::console::Console;
 
 /// Readable by the owner and, for a log shipper, the group.
 const MODE: u32 = 0o640;
-/// Bytes of records that begin their way to the disk together: some 10,000 records. As many as that are the price of a
-/// loss of power, and of the memory that is used in turns.
+/// Bytes of records that begin their way to the disk together: some 10,000 records.
 const WRITE_BACK: u64 = 4 << 20;
 /// Bytes at the end that are left alone: a page that is on its way to the disk holds up who writes to it.
 const TAIL: u64 = 256 << 10;
@@ -75,7 +74,12 @@ impl Output {
     pub(super) fn open(target: AuditTarget, console: &Console) -> Result<Self, OpenError> {
         match target {
             AuditTarget::Stdout => open_stdout(console).map_err(|error| OpenError::io(Path::new("-"), error)),
-            AuditTarget::File { path, rotate, keep } => open_path(Target { path, rotate, keep }, console),
+            AuditTarget::File { path, rotate, keep } => {
+                let target = Target { path, rotate, keep };
+                // Where that cannot be done, the first rotation says so.
+                _ = target.end_rotation(&mut Vec::new());
+                open_path(target, console)
+            }
         }
     }
 
@@ -124,7 +128,9 @@ impl Output {
         self.size += count as u64;
         if self.size >= self.write_back_at && self.full_at.is_some() {
             self.write_back_at = self.size.saturating_add(WRITE_BACK);
-            self.disk.write_back(&self.file, self.size.saturating_sub(TAIL));
+            if let Some(bytes) = NonZeroU64::new(self.size.saturating_sub(TAIL)) {
+                self.disk.write_back(&self.file, bytes);
+            }
         }
         Ok(count)
     }
@@ -301,31 +307,45 @@ fn open_stream(target: Target, console: &Console) -> Result<Output, OpenError> {
 }
 
 impl Target {
-    /// Gives the file in use the name `path.1`, and every numbered one the next number. If that file cannot be renamed,
-    /// the others keep their names: else each attempt would cost the oldest.
+    /// Gives the file in use the name `path.1`. If it cannot be renamed, the others keep their names: else each attempt
+    /// would cost the oldest.
     fn make_way(&self, gone: &mut Vec<File>) -> io::Result<()> {
+        self.end_rotation(gone)?;
         let aside = self.numbered(0);
-        if aside.exists() {
-            // A gate was killed in the middle of this.
-            self.shift(gone)?;
-        }
         fs::rename(&self.path, &aside)?;
         self.shift(gone).inspect_err(|_| _ = fs::rename(&aside, &self.path))
     }
 
-    /// Every number becomes the next. What there is no place for any more has no name then, and is `gone` when it is
-    /// closed. No file takes the name of another one: ext4 would first begin to write it to the disk.
+    /// Gives the number 1 to a file that a gate has left without, for it was killed while it rotated.
+    fn end_rotation(&self, gone: &mut Vec<File>) -> io::Result<()> {
+        if self.numbered(0).exists() { self.shift(gone) } else { Ok(()) }
+    }
+
+    /// Every number up to the first that is free becomes the next. What there is no place for any more has no name
+    /// then, and is `gone` when it is closed. No file takes the name of another one: ext4 would first begin to write it
+    /// to the disk.
     fn shift(&self, gone: &mut Vec<File>) -> io::Result<()> {
         let keep = u32::from(self.keep.get());
-        for beyond in (keep..).map(|number| self.numbered(number)).take_while(|path| path.exists()) {
-            // No more than a reference: it need not be readable, nor a file.
-            let reference = OFlag::O_PATH | OFlag::O_NOFOLLOW;
-            gone.extend(OpenOptions::new().read(true).custom_flags(reference.bits()).open(&beyond));
-            fs::remove_file(beyond)?;
+        for number in (keep + 1..).take_while(|number| self.numbered(*number).exists()) {
+            self.remove(number, gone)?;
         }
-        (0..keep)
-            .rev()
-            .try_for_each(|number| rename_if_there(&self.numbered(number), &self.numbered(number + 1)))
+        let free = match (1..=keep).find(|number| !self.numbered(*number).exists()) {
+            Some(free) => free,
+            None => {
+                self.remove(keep, gone)?;
+                keep
+            }
+        };
+        (0..free).rev().try_for_each(|number| fs::rename(self.numbered(number), self.numbered(number + 1)))
+    }
+
+    /// Takes a file's name away.
+    fn remove(&self, number: u32, gone: &mut Vec<File>) -> io::Result<()> {
+        let path = self.numbered(number);
+        // No more than a reference: it need not be readable, nor a file.
+        let reference = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+        gone.extend(OpenOptions::new().read(true).custom_flags(reference.bits()).open(&path));
+        fs::remove_file(path)
     }
 
     fn numbered(&self, number: u32) -> PathBuf {
@@ -338,13 +358,6 @@ impl Target {
         name.push(".");
         name.push(suffix);
         PathBuf::from(name)
-    }
-}
-
-fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
     }
 }
 

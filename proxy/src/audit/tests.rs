@@ -231,17 +231,26 @@ async fn what_is_written_goes_to_the_disk_and_leaves_memory() {
 
 #[tokio::test]
 async fn a_rotation_that_was_cut_short_loses_no_file() {
-    let place = Place::new().rotating(100, 3);
-    let numbered = |number| place.path.with_extension(format!("jsonl.{number}"));
-    fs::write(numbered(0), "cut short").unwrap();
-    fs::write(numbered(1), "before").unwrap();
-    let audit = place.open();
-    for number in 0..3 {
-        audit.write(&line(number)).await.unwrap();
+    // Before the first of the numbered files was renamed, after one was, and with no place free.
+    for (there, rotated) in [
+        (&[(0, "cut"), (1, "one")][..], ["cut", "one"]),
+        (&[(0, "cut"), (2, "one"), (3, "two")], ["cut", "one"]),
+        (&[(0, "cut"), (1, "one"), (2, "two"), (3, "gone")], ["cut", "one"]),
+    ] {
+        let place = Place::new().rotating(100, 3);
+        let numbered = |number| place.path.with_extension(format!("jsonl.{number}"));
+        let read = |number| fs::read_to_string(numbered(number)).unwrap();
+        for (number, what) in there {
+            fs::write(numbered(*number), what).unwrap();
+        }
+        let audit = place.open();
+        assert_eq!([read(1), read(2)], rotated, "{there:?}");
+        assert!(!numbered(0).exists());
+        for number in 0..3 {
+            audit.write(&line(number)).await.unwrap();
+        }
+        assert_eq!([read(2), read(3)], rotated, "{there:?}");
     }
-    let read = |number| fs::read_to_string(numbered(number)).unwrap();
-    assert_eq!((read(2), read(3)), ("cut short".into(), "before".into()));
-    assert!(!numbered(0).exists());
 }
 
 #[tokio::test]
