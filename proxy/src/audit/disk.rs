@@ -1,10 +1,10 @@
 //! What is done with files of records beside the writing of them, by a thread that holds up nobody.
 //!
-//! What is written begins its way to the disk bit by bit, and what is there leaves memory. It buys three things: the disk
-//! is never behind by much, so a full file is there soon after it is full; records take no memory from what else the
-//! machine keeps there; and the memory that they are written to is what they were written to a moment ago. Where memory
-//! that was not used for long is slow to get, as on a virtual machine whose host takes it back, a record costs a third of
-//! what it did (bench/README.md).
+//! What comes fast begins its way to the disk bit by bit, and what is there leaves memory. It buys three things: the disk
+//! is never behind by much, so a full file is there soon after it is full; records take no more memory from what else the
+//! machine keeps there than a file is large; and the memory that they are written to is what they were written to a moment
+//! ago. Where memory that was not used for long is slow to get, as on a virtual machine whose host takes it back, a record
+//! costs a third of what it did (bench/README.md).
 
 use std::fs::File;
 use std::io;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::file::{Output, Reopened};
+use super::file::Output;
 use super::queue::{Batch, Pause, Shared, Task};
 use crate::console::Console;
 use crate::record::{Dropped, write_line};
@@ -100,8 +100,8 @@ impl Writer {
     /// begun anew in the new one.
     fn reopen(&self, output: &mut Output, batch: &mut Batch) {
         match output.reopen() {
-            Ok(Reopened::Same) => {}
-            Ok(Reopened::Other(next)) => {
+            Ok(None) => {}
+            Ok(Some(next)) => {
                 self.end_line(output, batch);
                 // The old file is somebody else's now; it reaches the disk when the system sees fit.
                 drop(output.go_on_in(next));
